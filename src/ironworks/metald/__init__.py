@@ -1,0 +1,1 @@
+"""metald owns the VMs of one host."""

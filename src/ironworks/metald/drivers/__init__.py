@@ -1,0 +1,1 @@
+"""Drivers of VMMs: one interface (`driver`), one conformance suite, one module or folder each."""
