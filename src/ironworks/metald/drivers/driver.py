@@ -1,8 +1,8 @@
 """What metald asks of a VMM.
 
 `Driver` starts and adopts VMMs, `Handle` is one live VMM, `Evidence` is what the store keeps so
-that another metald can find it again. The split is Nomad's (driver / handle / state). One conformance suite,
-`tests/conformance/drivers`, holds every driver to the texts below.
+that another metald can find it again. The split is Nomad's (driver / handle / state). One
+conformance suite, `tests/conformance/drivers`, holds every driver to the texts below.
 
     probe ──► create ──► boot ──► wait_ready ──► … ──► shutdown ──► wait ──► destroy
                 │          └── pause ⇄ resume            │            ▲
