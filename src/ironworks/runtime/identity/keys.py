@@ -1,0 +1,71 @@
+"""Keys of the services of one machine."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Literal, cast, get_args
+
+from joserfc.jwk import ECKey
+
+from ironworks.model.errors import FailedPrecondition
+
+ServiceName = Literal["gatewayd", "builderd", "assetmanagerd", "metald", "billaged", "aggregatord"]
+SERVICES: tuple[ServiceName, ...] = get_args(ServiceName)
+
+
+def private_key_path(data_dir: Path, service: str) -> Path:
+    """Where a service's private key is."""
+    return data_dir / "identity" / f"{service}.json"
+
+
+def services_trust_path(data_dir: Path) -> Path:
+    """Where the public keys of all services are."""
+    return data_dir / "run" / "trust" / "services.json"
+
+
+def users_trust_path(data_dir: Path) -> Path:
+    """Where gatewayd puts the JWKS of its issuer."""
+    return data_dir / "run" / "trust" / "users.json"
+
+
+def write_private(path: Path, content: bytes, *, mode: int = 0o600) -> None:
+    """Write a file that appears whole, with these permissions, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def load_private_key(path: Path) -> ECKey:
+    """The key at `path`.
+
+    Raises:
+        FailedPrecondition: it is absent or damaged.
+    """
+    try:
+        return ECKey.import_key(cast("dict[str, str | list[str]]", json.loads(path.read_bytes())))
+    except (OSError, ValueError) as error:
+        raise FailedPrecondition(
+            f"The key {path.name} cannot be read.",
+            hint="`iron up` makes the keys of a data directory; start the platform with it.",
+            context={"path": str(path), "error": str(error)},
+        ) from None
+
+
+def ensure_service_keys(data_dir: Path) -> None:
+    """Make the keys that are absent, and the file of public keys. Safe to repeat."""
+    public: dict[str, object] = {}
+    for service in SERVICES:
+        path = private_key_path(data_dir, service)
+        if not path.exists():
+            key = ECKey.generate_key("P-256", private=True)
+            write_private(path, json.dumps(key.as_dict(private=True)).encode())
+        public[service] = load_private_key(path).as_dict(private=False)
+    (data_dir / "identity").chmod(0o700)
+    write_private(services_trust_path(data_dir), json.dumps(public).encode(), mode=0o644)

@@ -1,0 +1,115 @@
+"""Run other programs: bounded in time and output, no shell, errors that carry what they said."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ironworks.model.errors import DeadlineExceeded, FailedPrecondition, Internal
+
+MAX_OUTPUT_BYTES = 8 * 1024 * 1024
+_TAIL_CHARS = 2000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completed:
+    """What a program left: its exit status (negative: the signal) and its output, bounded."""
+
+    argv: tuple[str, ...]
+    status: int
+    stdout: bytes
+    stderr: bytes
+
+    @property
+    def stderr_tail(self) -> str:
+        """The end of what it said on standard error."""
+        return self.stderr.decode(errors="replace").strip()[-_TAIL_CHARS:]
+
+
+async def _read_bounded(stream: asyncio.StreamReader) -> bytes:
+    kept = bytearray()
+    while chunk := await stream.read(65536):
+        kept += chunk[: MAX_OUTPUT_BYTES - len(kept)]
+    return bytes(kept)
+
+
+async def _feed(process: asyncio.subprocess.Process, stdin: bytes | None) -> None:
+    if process.stdin is None:
+        return
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        process.stdin.write(stdin or b"")
+        await process.stdin.drain()
+        process.stdin.close()
+
+
+async def run(
+    argv: Sequence[str],
+    *,
+    timeout_seconds: float,
+    check: bool = True,
+    stdin: bytes | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> Completed:
+    """Run a program to its end, in a process group of its own.
+
+    Args:
+        argv: Program and arguments; found on PATH, never through a shell.
+        timeout_seconds: After this the whole process group is killed.
+        check: Raise when the exit status is not 0.
+        stdin: Bytes for its standard input; None is an empty input.
+        env: Its whole environment; None hands ours on.
+        cwd: Its working directory.
+
+    Raises:
+        FailedPrecondition: the program is not installed.
+        DeadlineExceeded: it did not end in time.
+        Internal: it failed and `check` is set; the context has the end of its standard error.
+    """
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.DEVNULL if stdin is None else asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=None if env is None else dict(env),
+            cwd=cwd,
+            start_new_session=True,
+        )
+    except FileNotFoundError:
+        raise FailedPrecondition(
+            f"The program {argv[0]} is not installed.",
+            hint="Run `./iron setup`, which installs deploy/debian-packages.txt.",
+        ) from None
+    if process.stdout is None or process.stderr is None:
+        raise Internal("A pipe to a program could not be made.")
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            out, err, _, _ = await asyncio.gather(
+                _read_bounded(process.stdout),
+                _read_bounded(process.stderr),
+                _feed(process, stdin),
+                process.wait(),
+            )
+    except TimeoutError:
+        raise DeadlineExceeded(
+            f"{argv[0]} did not end within {timeout_seconds:g} seconds.",
+            context={"argv": list(argv)},
+        ) from None
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+    done = Completed(argv=tuple(argv), status=process.returncode or 0, stdout=out, stderr=err)
+    if check and done.status != 0:
+        raise Internal(
+            f"{argv[0]} failed with status {done.status}.",
+            context={"argv": list(argv), "stderr": done.stderr_tail},
+        )
+    return done

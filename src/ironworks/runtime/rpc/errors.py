@@ -1,0 +1,41 @@
+"""The error taxonomy on the wire: mapped here, in both directions, and nowhere else."""
+
+from __future__ import annotations
+
+from connectrpc.code import Code
+from connectrpc.errors import ConnectError
+
+from ironworks.model.errors import Internal, IronError, Unavailable, all_errors
+
+_BY_CODE: dict[str, type[IronError]] = {kind.code: kind for kind in all_errors()}
+_HTTP_STATUS = {
+    "invalid_argument": 400,
+    "failed_precondition": 400,
+    "unauthenticated": 401,
+    "permission_denied": 403,
+    "not_found": 404,
+    "already_exists": 409,
+    "aborted": 409,
+    "resource_exhausted": 429,
+    "unimplemented": 501,
+    "unavailable": 503,
+    "deadline_exceeded": 504,
+}
+
+
+def http_status(error: IronError) -> int:
+    """HTTP status of an error answered outside of the Connect library; as Connect maps it."""
+    return _HTTP_STATUS.get(error.code, 500)
+
+
+def to_connect(error: IronError) -> ConnectError:
+    """What goes over the wire: code, message and hint; never the context."""
+    return ConnectError(Code(error.code), str(error))
+
+
+def from_connect(error: ConnectError) -> IronError:
+    """What a caller sees of an error that another service answered."""
+    kind = _BY_CODE.get(error.code.value, Internal)
+    if error.code is Code.CANCELED:
+        kind = Unavailable
+    return kind(error.message or f"The call failed: {error.code.value}.")

@@ -1,0 +1,1 @@
+"""Engines only: SQL, objects, ClickHouse. No table of a service stands here."""

@@ -1,0 +1,69 @@
+"""Migrations: Alembic versions beside each service's store, applied at its start.
+
+A service has `migrations/versions/NNNN_what.py` (Alembic revisions `NNNN`). Here is the one
+environment for all of them; there is no alembic.ini to keep.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
+from alembic.runtime.environment import EnvironmentContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, MetaData
+
+from ironworks.model.errors import FailedPrecondition
+
+__all__ = ["Operations", "difference", "upgrade"]
+
+
+def _scripts(package: str) -> ScriptDirectory:
+    directory = Path(str(resources.files(package)))
+    return ScriptDirectory(str(directory), version_locations=[str(directory / "versions")])
+
+
+def upgrade(engine: Engine, package: str, to: str = "head") -> None:
+    """Bring the schema to revision `to`; a fresh database gets all of it.
+
+    Args:
+        engine: The service's database.
+        package: For example `ironworks.metald.migrations`.
+        to: A revision; `head` is the newest.
+
+    Raises:
+        FailedPrecondition: the database was made by a newer Ironworks.
+    """
+    scripts = _scripts(package)
+    with engine.execution_options(iw_write=True).begin() as connection:
+        current = MigrationContext.configure(connection).get_current_revision()
+        known = {script.revision for script in scripts.walk_revisions()}
+        if current is not None and current not in known:
+            raise FailedPrecondition(
+                f"The data of {package.split('.')[1]} was written by a newer Ironworks.",
+                hint="Start that version, or restore a backup that this one made.",
+            )
+
+        def steps(revision: object, _context: object) -> object:
+            return scripts._upgrade_revs(to, revision)  # noqa: SLF001 # pyright: ignore
+
+        environment = EnvironmentContext(_config(), scripts, fn=steps)  # pyright: ignore
+        with environment:
+            environment.configure(connection=connection, fn=steps, render_as_batch=True)
+            environment.run_migrations()
+
+
+def _config() -> object:
+    from alembic.config import Config  # noqa: PLC0415 - pulls in argument parsing
+
+    return Config()
+
+
+def difference(engine: Engine, metadata: MetaData) -> list[object]:
+    """What a migrated database lacks or has too much, compared with the tables in the code."""
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        return list(compare_metadata(context, metadata))
