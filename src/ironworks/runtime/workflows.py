@@ -22,8 +22,8 @@ The steps' bodies run on the service's loop, where the service's clients and dat
 cross over by a future. Stopping cancels workflows where they are; nothing is recorded for them, so
 the next start goes on with them.
 
-**Quiet.** No admin server (DBOS 3 has none), no conductor, no telemetry, no console; what DBOS warns
-of goes to our log. Its application version is pinned, since by default it is a hash of source code
+**Quiet.** No admin server (DBOS 3 has none), no conductor, no telemetry, no console; what DBOS
+warns of goes to our log. Its application version is pinned, since by default it is a hash of source code
 and a release would then strand what the release before it had begun.
 
 **Cost** (SQLite, 2 cores): importing takes 0.4 s and 29 MiB, most of it SQLAlchemy's ORM and
@@ -38,7 +38,6 @@ import json
 import logging
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -58,7 +57,7 @@ from ironworks.model.errors import (
 if TYPE_CHECKING:
     from dbos import DBOSConfig, WorkflowStatus
 
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 WorkflowFunction: TypeAlias = "Callable[[Run, Json], Awaitable[Json]]"
 _T = TypeVar("_T")
 
@@ -148,8 +147,9 @@ class _JsonRecords:
 
     def deserialize(self, serialized_data: str) -> Any:
         value: object = json.loads(serialized_data)
-        if isinstance(value, dict) and _ERROR_MARK in value:
-            return _decode_error(cast("dict[str, Json]", value))
+        if isinstance(value, dict):
+            record = cast("dict[str, Json]", value)
+            return _decode_error(record) if _ERROR_MARK in record else record
         return value
 
     def name(self) -> str:
@@ -157,9 +157,11 @@ class _JsonRecords:
 
 
 class _ForwardLog(logging.Handler):
-    """Hands on what DBOS logs."""
+    """Hands on what DBOS logs, but for runs that ended in our errors: their outcome says it."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and isinstance(record.exc_info[1], IronError):
+            return
         _log.log(record.levelno, "workflow_engine", detail=record.getMessage())
 
 
@@ -196,7 +198,7 @@ class Workflows:
         database_url: str,
         queues: Sequence[Queue],
         executor_id: str = "local",
-        poll_seconds: float = 0.1,
+        poll_seconds: float = 0.2,
     ) -> None:
         """Nothing happens before `start`.
 
@@ -207,7 +209,7 @@ class Workflows:
             queues: All queues of the service.
             executor_id: Names this process in the database, the same in its next life: recovery
                 takes up what it had begun. `local` where the database is a file.
-            poll_seconds: How often queues look for work.
+            poll_seconds: How often queues look for work; 0.2 costs 1.7% of a core, 0.1 costs 3.4%.
         """
         self._name = name
         self._url = database_url
@@ -217,7 +219,6 @@ class Workflows:
         self._functions: dict[str, WorkflowFunction] = {}
         self._wrapped: dict[str, Callable[[Json], Any]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._steps: set[Future[Any]] = set()
         self._bodies: set[asyncio.Task[Any]] = set()
 
     def register(self, name: str, function: WorkflowFunction) -> None:
