@@ -24,8 +24,7 @@ the next start goes on with them.
 
 **Quiet.** No admin server (DBOS 3 has none), no conductor, no telemetry, no console; what DBOS
 warns of goes to our log. Its application version is pinned, since by default it is a hash of source
-code
-and a release would then strand what the release before it had begun.
+code, and a release would then strand what the release before it had begun.
 
 **Cost** (SQLite, 2 cores): importing takes 0.4 s and 29 MiB, most of it SQLAlchemy's ORM and
 psycopg, which DBOS imports whether it uses them or not. So this module imports DBOS when the engine
