@@ -1,0 +1,1 @@
+"""Schema of metald's database, version by version."""
