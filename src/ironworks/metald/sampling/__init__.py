@@ -3,9 +3,9 @@
     attach ──first sample──▶ sampled at every tick ──detach: last sample──▶ gone
 
 Invariants:
-- One grid of ticks for all VMs: instant k is k × 100 ms of the host's monotonic clock. A sample's
-  sequence number is k. A tick that is missed is a number that is missing; it is declared as lost
-  and never made up, so ticks never bunch.
+- One grid of ticks for all VMs: instant k is k times 100 ms of the host's monotonic clock. A
+  sample's sequence number is k. A tick that is missed is a number that is missing; it is declared
+  as lost and never made up, so ticks never bunch.
 - Absent is not zero: a reading that fails is absent with a reason.
 - `attach` returns after the VM's first sample was taken, `detach` after its last. Call `attach`
   when the VM's cgroup, tap and VMM exist and before the VM is reported Running; call `detach` when
