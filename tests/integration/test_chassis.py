@@ -28,7 +28,7 @@ from ironworks.runtime.identity import (
     ensure_service_keys,
 )
 from ironworks.runtime.identity.caller import request_id_var
-from ironworks.runtime.rpc import Clients
+from ironworks.runtime.rpc.client import Clients
 from ironworks.runtime.service import Chassis, Parts, make_chassis, run_service
 from ironworks.runtime.settings import Settings
 from ironworks.runtime.tasks import Tasks
@@ -43,6 +43,8 @@ class Handlers(VmService):
         del ctx
         if request.vm_id == "absent":
             raise NotFound("VM absent is not known here.", context={"path": SECRET})
+        if request.vm_id == "slow":
+            await asyncio.sleep(30)
         if request.vm_id == "crash":
             raise ValueError(SECRET)
         caller = current_caller()
@@ -125,6 +127,13 @@ async def test_errors_keep_their_class_and_lose_their_private_context(settings: 
     with pytest.raises(Exception, match="Something went wrong") as crashed:
         await client.get_vm(vm_pb.GetVmRequest(vm_id="crash"))
     assert SECRET not in str(crashed.value)
+
+
+async def test_a_call_that_is_cancelled_ends_as_cancelled(settings: Settings) -> None:
+    client = clients(settings).of(VmServiceClient, "metald")
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await client.get_vm(vm_pb.GetVmRequest(vm_id="slow"))
 
 
 async def test_a_method_that_nobody_wrote_is_unimplemented(settings: Settings) -> None:

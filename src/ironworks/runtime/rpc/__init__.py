@@ -1,4 +1,5 @@
-"""ConnectRPC over h2c and HTTP/1.1: the server of a service, and its clients of the others."""
+"""ConnectRPC over h2c and HTTP/1.1: the server of a service, and its clients of the others.
 
-from ironworks.runtime.rpc.client import Clients as Clients
-from ironworks.runtime.rpc.server import RpcServer as RpcServer
+Import the modules themselves: this one stays empty, so that a command-line client that needs the
+mapping of errors does not load a server for it.
+"""

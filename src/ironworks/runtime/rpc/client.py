@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TypeVar
 
 from connectrpc.client import ConnectClient
-from connectrpc.errors import ConnectError
 from pyqwest import Client, HTTPTransport, HTTPVersion
 
 from ironworks.runtime.identity.caller import request_id_var
 from ironworks.runtime.identity.tokens import ServiceSigner
-from ironworks.runtime.rpc.errors import from_connect
+from ironworks.runtime.rpc.errors import our_errors
 from ironworks.runtime.rpc.interceptor import Around, Context
 from ironworks.runtime.settings import Settings
 
 DEFAULT_TIMEOUT_SECONDS = 30.0
 _C = TypeVar("_C", bound=ConnectClient)
-
-
-@contextmanager
-def our_errors(method: str = "") -> Generator[None]:
-    """Turn Connect's errors within the block into ours."""
-    del method
-    try:
-        yield
-    except ConnectError as error:
-        raise from_connect(error) from None
 
 
 class ServiceCredentials:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Generator
+from contextlib import contextmanager
+
 from connectrpc.code import Code
 from connectrpc.errors import ConnectError
 
@@ -39,3 +43,17 @@ def from_connect(error: ConnectError) -> IronError:
     if error.code is Code.CANCELED:
         kind = Unavailable
     return kind(error.message or f"The call failed: {error.code.value}.")
+
+
+@contextmanager
+def our_errors(method: str = "") -> Generator[None]:
+    """Turn Connect's errors within the block into ours."""
+    del method
+    try:
+        yield
+    except ConnectError as error:
+        # The library turns a cancelled call into an error of its own. A task that is being
+        # cancelled must not see one: it would repeat the call, and no time-out would ever fire.
+        if isinstance(error.__cause__, asyncio.CancelledError):
+            raise error.__cause__ from None
+        raise from_connect(error) from None
