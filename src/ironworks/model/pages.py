@@ -5,14 +5,18 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeGuard, cast
 
 from ironworks.model.errors import InvalidRequest
 
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
-_MAX_TOKEN_CHARS = 1024
+_MAX_TOKEN_CHARS = 4096
+_KEY_BOUND = 1 << 63
+"""What fits into the 64-bit integers of a database."""
+_UNSTORABLE = re.compile(r"[\0\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +42,13 @@ def encode_token(after: tuple[str | int, ...], filters: tuple[object, ...] = ())
     return base64.urlsafe_b64encode(body.encode()).decode().rstrip("=")
 
 
+def _is_key(value: object) -> TypeGuard[str | int]:
+    """Whether a database can compare with it: a token can be forged, so its keys are not ours."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return -_KEY_BOUND <= value < _KEY_BOUND
+    return isinstance(value, str) and not _UNSTORABLE.search(value)
+
+
 def read_page(page_size: int, page_token: str, filters: tuple[object, ...] = ()) -> PageSpec:
     """The page that a request asks for.
 
@@ -59,12 +70,12 @@ def read_page(page_size: int, page_token: str, filters: tuple[object, ...] = ())
     try:
         raw = base64.urlsafe_b64decode(page_token + "=" * (-len(page_token) % 4))
         decoded: object = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise bad from None
     if not isinstance(decoded, list):
         raise bad
     fingerprint, *after = cast("list[object]", decoded) or [None]
-    keys = tuple(key for key in after if isinstance(key, str | int) and not isinstance(key, bool))
+    keys = tuple(key for key in after if _is_key(key))
     if fingerprint != _fingerprint(filters) or len(keys) != len(after) or not keys:
         raise bad
     return PageSpec(size=size, after=keys)

@@ -15,7 +15,11 @@ NS_PER_SECOND = 1_000_000_000
 NS_PER_HOUR = 3600 * NS_PER_SECOND
 NS_PER_DAY = 24 * NS_PER_HOUR
 
-_SIZE = re.compile(r"(?P<number>[0-9]+)\s*(?P<unit>[KMGT]?i?B?)", re.IGNORECASE)
+_SIZE = re.compile(
+    # ASCII: else IGNORECASE lets look-alikes of i and K through, which no table knows.
+    r"(?P<number>[0-9]{1,15})\s*(?P<prefix>[KMGT]?)(?:(?<=[KMGT])i)?B?",
+    re.IGNORECASE | re.ASCII,
+)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
@@ -27,9 +31,8 @@ def parse_bytes(text: str) -> int:
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise InvalidRequest(f"{text!r} is not a size.", hint="Write it like 256MiB or 2GiB.")
-    prefix = match["unit"].lower().rstrip("b").rstrip("i")
-    return int(match["number"]) * KIB ** _POWERS[prefix]
+        raise InvalidRequest(f"{text[:40]!r} is not a size.", hint="Write it like 256MiB or 2GiB.")
+    return int(match["number"]) * KIB ** _POWERS[match["prefix"].lower()]
 
 
 def format_bytes(count: int) -> str:
