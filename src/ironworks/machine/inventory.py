@@ -1,0 +1,91 @@
+"""Everything of Ironworks that exists on this host, read from the kernel and not from our records."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from ironworks.runtime.process import run
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_NETNS = Path("/run/netns")
+PREFIX = "iw"
+"""Every link and namespace of ours begins with it."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Item:
+    """One thing: `kind` is process, link, namespace, cgroup, mount, jail or nftables."""
+
+    kind: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}"
+
+
+def _processes(data_dir: Path) -> set[Item]:
+    """Processes that were started for this data directory, and those in our cgroups."""
+    found: set[Item] = set()
+    needle = f"IRONWORKS_DATA_DIR={data_dir}\0".encode()
+    path = f"{data_dir}/".encode()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            command = (entry / "cmdline").read_bytes()
+            ours = path in command or needle in (entry / "environ").read_bytes() + b"\0"
+            ours = ours or "/ironworks/" in (entry / "cgroup").read_text()
+        except OSError:
+            continue  # it ended, or it is a kernel thread
+        if ours and command:
+            words = command.replace(b"\0", b" ").decode(errors="replace")
+            found.add(Item("process", f"{entry.name} {words[:80].strip()}"))
+    return found
+
+
+async def _links() -> set[Item]:
+    listed = await run(["ip", "-json", "link", "show"], timeout_seconds=10)
+    links = cast("list[dict[str, str]]", json.loads(listed.stdout))
+    return {Item("link", link["ifname"]) for link in links if link["ifname"].startswith(PREFIX)}
+
+
+async def _tables() -> set[Item]:
+    listed = await run(["nft", "list", "tables"], timeout_seconds=10, check=False)
+    lines = listed.stdout.decode().splitlines()
+    return {Item("nftables", line) for line in lines if f" {PREFIX}" in line or "ironworks" in line}
+
+
+def _namespaces() -> set[Item]:
+    if not _NETNS.is_dir():
+        return set()
+    names = (entry.name for entry in _NETNS.iterdir())
+    return {Item("namespace", name) for name in names if name.startswith(PREFIX)}
+
+
+def _cgroups() -> set[Item]:
+    found: set[Item] = set()
+    for root in (_CGROUPS, *_CGROUPS.glob("*/")):
+        base = root / "ironworks"
+        found |= {Item("cgroup", str(path)) for path in base.glob("**/vm_*") if path.is_dir()}
+    return found
+
+
+def _mounts(data_dir: Path) -> set[Item]:
+    lines = Path("/proc/self/mounts").read_text().splitlines()
+    points = (line.split(" ")[1] for line in lines)
+    return {Item("mount", point) for point in points if point.startswith(f"{data_dir}/")}
+
+
+def _jails(data_dir: Path) -> set[Item]:
+    jails = data_dir / "jails"
+    return {Item("jail", str(path)) for path in jails.iterdir()} if jails.is_dir() else set()
+
+
+async def take(data_dir: Path) -> frozenset[Item]:
+    """What there is now of the platform of `data_dir`, and of any other where it cannot be told."""
+    found = _processes(data_dir) | _namespaces() | _cgroups() | _mounts(data_dir)
+    return frozenset(found | _jails(data_dir) | await _links() | await _tables())
