@@ -1,4 +1,4 @@
-"""Everything of Ironworks that exists on this host, read from the kernel and not from our records."""
+"""Everything of Ironworks that exists on this host, read from the kernel, not from our records."""
 
 from __future__ import annotations
 

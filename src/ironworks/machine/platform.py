@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -123,7 +123,7 @@ class _Probe:
     def __init__(self) -> None:
         self._http = Client(HTTPTransport(proxy=(), connect_timeout=1.0, timeout=3.0))
 
-    def of(self, url: str) -> Callable[[], object]:
+    def of(self, url: str) -> Callable[[], Awaitable[bool]]:
         async def ready() -> bool:
             response = await self._http.execute("GET", f"{url}/readyz")
             return response.status == 200  # noqa: PLR2004 - HTTP's own number
@@ -131,19 +131,18 @@ class _Probe:
         return ready
 
 
-def children(settings: Settings, env: Mapping[str, str]) -> list[Child]:
+def children(env: Mapping[str, str]) -> list[Child]:
     """The processes of the platform, in order of their start."""
     probe = _Probe()
-    services = [
+    return [
         Child(
             name=service,
             argv=(sys.executable, "-m", f"ironworks.{service}"),
             env=env,
-            ready=probe.of(env[f"IRONWORKS_{service.upper()}_URL"]),  # pyright: ignore[reportArgumentType]
+            ready=probe.of(env[f"IRONWORKS_{service.upper()}_URL"]),
         )
         for service in START_ORDER
     ]
-    return services
 
 
 async def run(settings: Settings, *, on_ready: Callable[[PlatformFile], None]) -> None:
@@ -162,7 +161,7 @@ async def run(settings: Settings, *, on_ready: Callable[[PlatformFile], None]) -
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         supervisor = Supervisor(
-            children(settings, env), log_dir=settings.data_dir / "log", clock=SystemClock()
+            children(env), log_dir=settings.data_dir / "log", clock=SystemClock()
         )
         path = platform_file_path(settings.data_dir)
 

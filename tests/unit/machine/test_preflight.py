@@ -11,13 +11,13 @@ from ironworks.model.errors import FailedPrecondition, PermissionDenied
 
 def test_no_root_rights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    with pytest.raises(PermissionDenied, match="needs root.*sudo"):
+    with pytest.raises(PermissionDenied, match=r"needs root.*sudo"):
         preflight.check_root()
 
 
 def test_a_missing_program_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(FailedPrecondition, match="qemu-system-x86_64.*qemu-system-x86"):
+    with pytest.raises(FailedPrecondition, match=r"qemu-system-x86_64.*qemu-system-x86"):
         preflight.check_programs()
 
 

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def alive(pid: int) -> bool:
 @asynccontextmanager
 async def supervised(
     tmp_path: Path, *children: Child
-) -> AsyncIterator[tuple[Supervisor, asyncio.Event]]:
+) -> AsyncGenerator[tuple[Supervisor, asyncio.Event]]:
     supervisor = Supervisor(children, log_dir=tmp_path, clock=SystemClock())
     stop, ready = asyncio.Event(), asyncio.Event()
     async with Tasks() as tasks:
@@ -105,9 +105,8 @@ async def main():
         while "a" not in supervisor.pids:
             await asyncio.sleep(0.02)
         # Linger until setpriv has become the child, so that what dies is what was supervised.
-        while b"time.sleep" not in Path(f"/proc/{{supervisor.pids['a']}}/cmdline").read_bytes()[:40]:
-            if Path(f"/proc/{{supervisor.pids['a']}}/comm").read_text() != "setpriv\\n":
-                break
+        comm = Path(f"/proc/{{supervisor.pids['a']}}/comm")
+        while comm.read_text() == "setpriv\\n":
             await asyncio.sleep(0.02)
         print(supervisor.pids["a"], flush=True)
     await asyncio.gather(supervisor.run(stop, lambda: None), say())
