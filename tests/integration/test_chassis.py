@@ -136,6 +136,15 @@ async def test_a_call_that_is_cancelled_ends_as_cancelled(settings: Settings) ->
             await client.get_vm(vm_pb.GetVmRequest(vm_id="slow"))
 
 
+async def test_calls_ignore_the_proxy_of_the_environment(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    client = clients(settings).of(VmServiceClient, "metald")
+    assert (await client.get_vm(vm_pb.GetVmRequest(vm_id="x"))).id == "gatewayd"
+
+
 async def test_a_method_that_nobody_wrote_is_unimplemented(settings: Settings) -> None:
     client = clients(settings).of(VmServiceClient, "metald")
     with pytest.raises(Unimplemented):

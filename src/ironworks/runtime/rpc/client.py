@@ -10,6 +10,7 @@ from pyqwest import Client, HTTPTransport, HTTPVersion
 
 from ironworks.runtime.identity.caller import request_id_var
 from ironworks.runtime.identity.tokens import ServiceSigner
+from ironworks.runtime.rpc.direct import DIRECT
 from ironworks.runtime.rpc.errors import our_errors
 from ironworks.runtime.rpc.interceptor import Around, Context
 from ironworks.runtime.settings import Settings
@@ -47,7 +48,7 @@ class Clients:
         self._http = Client(
             HTTPTransport(
                 http_version=HTTPVersion.HTTP2,
-                proxy=(),
+                proxy=DIRECT,
                 connect_timeout=2.0,
                 follow_redirects=False,
                 enable_otel=False,

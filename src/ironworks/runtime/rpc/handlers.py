@@ -10,6 +10,7 @@ import structlog
 from connectrpc.errors import ConnectError
 
 from ironworks.model.errors import Internal, IronError
+from ironworks.runtime.log import private
 from ironworks.runtime.rpc.errors import to_connect
 
 _log = structlog.stdlib.get_logger()
@@ -22,8 +23,9 @@ def mapped(method: str) -> Generator[None]:
         yield
     except IronError as error:
         level = logging.ERROR if isinstance(error, Internal) else logging.INFO
-        private = {f"ctx_{key}": value for key, value in error.context.items()}
-        _log.log(level, "call_failed", method=method, code=error.code, error=str(error), **private)
+        _log.log(
+            level, "call_failed", method=method, code=error.code, error=str(error), **private(error)
+        )
         raise to_connect(error) from error
     except ConnectError:
         raise

@@ -22,6 +22,7 @@ from ironworks.runtime import access
 from ironworks.runtime.clock import Clock, Entropy
 from ironworks.runtime.identity.caller import ANONYMOUS, Caller, caller_var, request_id_var
 from ironworks.runtime.identity.tokens import Verifier
+from ironworks.runtime.log import private
 from ironworks.runtime.rpc.errors import http_status
 
 Scope: TypeAlias = Mapping[str, Any]
@@ -172,7 +173,7 @@ class RpcServer:
             await application(scope, receive, counting_send)
         except IronError as error:
             if not isinstance(error, Unauthenticated | NotFound):
-                _log.warning("refused", method=method, code=error.code, **error.context)
+                _log.warning("refused", method=method, code=error.code, **private(error))
             await answer_error(counting_send, error)
         finally:
             structlog.contextvars.unbind_contextvars("request_id")
