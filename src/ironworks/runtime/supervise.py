@@ -28,6 +28,7 @@ FIRST_WAIT_SECONDS = 0.2
 LONGEST_WAIT_SECONDS = 5.0
 STABLE_SECONDS = 10.0
 STOP_SECONDS = 10.0
+READY_SECONDS = 90.0
 MAX_LOG_BYTES = 64 * MIB
 _POLL_SECONDS = 0.05
 
@@ -88,7 +89,11 @@ class Supervisor:
         return {name: process.pid for name, process in self._running.items()}
 
     async def run(self, stop: asyncio.Event, on_ready: Callable[[], None]) -> None:
-        """Start all children, call `on_ready` when all are, keep them alive until `stop` is set."""
+        """Start all children, call `on_ready` when all are, keep them alive until `stop` is set.
+
+        Raises:
+            Unavailable: some are not ready in time; all are ended again.
+        """
         self._log_dir.mkdir(parents=True, exist_ok=True)
         logs = Reconciler("bound-logs", 10.0, self._bound_logs)
         async with Tasks() as tasks:
@@ -98,8 +103,7 @@ class Supervisor:
             ]
             tasks.start(logs.run(self._clock), name="bound-logs")
             try:
-                readying = tasks.start(self._wait_ready(stop), name="ready")
-                await readying
+                await self._wait_ready(stop)
                 if not stop.is_set():
                     on_ready()
                 await stop.wait()
@@ -108,20 +112,32 @@ class Supervisor:
                 await asyncio.shield(self._stop_all())
                 await asyncio.gather(*keepers, return_exceptions=True)
 
-    async def wait_child_ready(self, child: Child, stop: asyncio.Event) -> None:
-        """Return when the child is ready or `stop` is set."""
-        while not stop.is_set():
-            if child.ready is None or child.name not in self._running:
-                if child.ready is None:
-                    return
-            else:
-                with contextlib.suppress(OSError, Unavailable):
-                    if await child.ready():
-                        return
+    async def _wait_ready(self, stop: asyncio.Event) -> None:
+        """Return when every child is ready, or when `stop` is set.
+
+        Raises:
+            Unavailable: a child is not ready in time; names all that are not.
+        """
+        deadline_ns = self._clock.monotonic_ns() + int(READY_SECONDS * NS_PER_SECOND)
+        waiting = {child.name: child for child in self._children}
+        while waiting and not stop.is_set():
+            for child in list(waiting.values()):
+                if await self._is_ready(child):
+                    del waiting[child.name]
+            if waiting and self._clock.monotonic_ns() > deadline_ns:
+                raise Unavailable(
+                    f"Not ready after {READY_SECONDS:g} seconds: {', '.join(sorted(waiting))}.",
+                    hint=f"Their logs, in {self._log_dir}, say why.",
+                )
             await self._clock.sleep(_POLL_SECONDS)
 
-    async def _wait_ready(self, stop: asyncio.Event) -> None:
-        await asyncio.gather(*(self.wait_child_ready(child, stop) for child in self._children))
+    async def _is_ready(self, child: Child) -> bool:
+        if child.name not in self._running:
+            return False
+        try:
+            return child.ready is None or await child.ready()
+        except (OSError, TimeoutError):
+            return False
 
     async def _keep(self, child: Child) -> None:
         failures = 0
