@@ -7,6 +7,8 @@ import sys
 
 import structlog
 
+from ironworks.model.errors import IronError
+
 
 def configure(service: str, level: str = "INFO") -> None:
     """Set up logging for this process.
@@ -28,3 +30,11 @@ def configure(service: str, level: str = "INFO") -> None:
     )
     structlog.contextvars.bind_contextvars(service=service)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+
+
+def private(error: IronError) -> dict[str, object]:
+    """The private context of an error as fields of a log line.
+
+    They are named `ctx_…`, so that none collides with what else the line says.
+    """
+    return {f"ctx_{key}": value for key, value in error.context.items()}

@@ -81,10 +81,15 @@ async def run(
             cwd=cwd,
             start_new_session=True,
         )
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError) as error:
+        if cwd is not None and error.filename == os.fspath(cwd):
+            raise Internal(
+                f"{argv[0]} has no directory to work in.", context={"cwd": str(cwd)}
+            ) from None
         raise FailedPrecondition(
-            f"The program {argv[0]} is not installed.",
+            f"The program {argv[0]} is not installed, or not executable.",
             hint="Run `./iron setup`, which installs deploy/debian-packages.txt.",
+            context={"error": str(error)},
         ) from None
     if process.stdout is None or process.stderr is None:
         raise Internal("A pipe to a program could not be made.")
@@ -96,16 +101,17 @@ async def run(
                 _feed(process, stdin),
                 process.wait(),
             )
-    except TimeoutError:
-        raise DeadlineExceeded(
-            f"{argv[0]} did not end within {timeout_seconds:g} seconds.",
-            context={"argv": list(argv)},
-        ) from None
-    finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+    except BaseException as error:
+        # The whole group, even if its leader has ended: what it left behind holds our pipes.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+        if isinstance(error, TimeoutError):
+            raise DeadlineExceeded(
+                f"{argv[0]} did not end within {timeout_seconds:g} seconds.",
+                context={"argv": list(argv)},
+            ) from None
+        raise
     done = Completed(argv=tuple(argv), status=process.returncode or 0, stdout=out, stderr=err)
     if check and done.status != 0:
         raise Internal(

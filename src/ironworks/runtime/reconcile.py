@@ -16,6 +16,8 @@ import structlog
 
 from ironworks.model.errors import IronError
 from ironworks.runtime.clock import Clock
+from ironworks.runtime.log import private
+from ironworks.runtime.tasks import Tasks
 
 _log = structlog.stdlib.get_logger()
 
@@ -69,7 +71,7 @@ class Reconciler:
                 report = await self._activate()
         except IronError as problem:
             error = problem.message
-            _log.warning("reconciler_failed", reconciler=self.name, error=error, **problem.context)
+            _log.warning("reconciler_failed", reconciler=self.name, error=error, **private(problem))
         except Exception as problem:  # noqa: BLE001 - the loop must outlive every fault
             error = f"{type(problem).__name__}: {problem}"
             _log.exception("reconciler_failed", reconciler=self.name)
@@ -84,11 +86,14 @@ class Reconciler:
 
     async def run(self, clock: Clock) -> None:
         """Activate for ever; ends only by cancellation."""
-        while True:
-            self._wake.clear()
-            await self.activate_once(clock)
-            try:
-                async with asyncio.timeout(self.period_seconds):
-                    await self._wake.wait()
-            except TimeoutError:
-                continue
+        async with Tasks() as tasks:
+            while True:
+                self._wake.clear()
+                await self.activate_once(clock)
+                waits = (
+                    tasks.start(clock.sleep(self.period_seconds), name=f"{self.name} period"),
+                    tasks.start(self._wake.wait(), name=f"{self.name} wake"),
+                )
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                for wait in waits:
+                    wait.cancel()

@@ -209,6 +209,6 @@ def main(name: str, kind: type[_S], compose: Compose[_S]) -> None:
         logging.getLogger("_granian").setLevel(logging.WARNING)
         asyncio.run(run_service(make_chassis(name, settings), compose))
     except IronError as error:
-        _log.error("cannot_start", error=str(error), **error.context)
+        _log.error("cannot_start", error=str(error), **log.private(error))
         sys.stderr.write(f"{name}: {error}\n")
         sys.exit(error.exit_status)

@@ -40,7 +40,7 @@ class Settings(BaseSettings):
         default="ironworks.localhost", description="Parent domain of deployment endpoints."
     )
     listen_host: str = Field(default="127.0.0.1", description="Address that services bind.")
-    log_level: str = Field(default="INFO", pattern="DEBUG|INFO|WARNING|ERROR")
+    log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
     max_body_bytes: int = Field(
         default=10 * 1024 * 1024, ge=1024, description="Request body limit."
     )
@@ -64,13 +64,14 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments win over the environment, the environment over the file."""
         del dotenv_settings, file_secret_settings
-        data_dir = Path(os.environ.get("IRONWORKS_DATA_DIR", str(DEFAULT_DATA_DIR)))
-        file = TomlConfigSettingsSource(settings_cls, toml_file=data_dir / SETTINGS_FILE)
+        given: object = init_settings().get("data_dir")
+        data_dir = str(given or os.environ.get("IRONWORKS_DATA_DIR", DEFAULT_DATA_DIR))
+        file = TomlConfigSettingsSource(settings_cls, toml_file=Path(data_dir) / SETTINGS_FILE)
         return init_settings, env_settings, file
 
     def url_of(self, service: str) -> str:
         """Base URL of a service, for example `http://127.0.0.1:8080`."""
-        url: object = getattr(self, f"{service}_url")
+        url: object = getattr(self, f"{service}_url", None)
         if not isinstance(url, str):
             raise InvalidRequest(f"There is no service {service}.")
         return url

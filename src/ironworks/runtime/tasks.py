@@ -48,7 +48,9 @@ class Tasks:
 
     async def stop(self) -> None:
         """Cancel what still runs and wait for its end."""
-        pending = [task for task in self._running if task is not asyncio.current_task()]
-        for task in pending:
-            task.cancel()
-        await asyncio.gather(*pending, return_exceptions=True)
+        # Until none is left: what is cancelled may start something on its way out.
+        while pending := self._running - {asyncio.current_task()}:
+            for task in pending:
+                task.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
+            self._running -= pending
