@@ -1,0 +1,280 @@
+"""Makes, reads and removes the cgroups of VMs."""
+
+import asyncio
+import contextlib
+import errno
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ironworks.metald.cgroup.layout import Layout, parse_layout
+from ironworks.model.errors import FailedPrecondition, Internal
+from ironworks.runtime.clock import Clock
+
+PARENT = "ironworks"
+CPU_PERIOD_US = 100_000
+REMOVE_TRIES = 200
+REMOVE_PERIOD_SECONDS = 0.02
+_V1_SHARES_OF_WEIGHT_100 = 1024
+_MIN_V1_SHARES = 2
+_CREATE_TRIES = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupLimits:
+    """What a VM's processes may use together."""
+
+    memory_bytes: int
+    """Guest memory and the VMM's own share; beyond it the kernel kills the VMM."""
+    cpus: float
+    """CPUs' worth of time, guest and VMM."""
+    cpu_weight: int
+    """1 to 10,000, relative to other VMs; 100 is one v1 default share of 1,024."""
+    pids: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Where a VM's cgroup is."""
+
+    directories: tuple[Path, ...]
+    """One in each hierarchy."""
+    cpu_file: Path
+    """`cpu.stat` (v2) or `cpuacct.usage` (v1)."""
+    memory_file: Path
+    """`memory.current` (v2) or `memory.usage_in_bytes` (v1)."""
+    oom_file: Path
+    """`memory.events` (v2) or `memory.oom_control` (v1); both have a line `oom_kill N`."""
+
+    @property
+    def join_paths(self) -> tuple[Path, ...]:
+        """Files that a process writes its pid into to join."""
+        return tuple(directory / "cgroup.procs" for directory in self.directories)
+
+
+class Groups(Protocol):
+    """What the rest of metald calls."""
+
+    def group(self, vm_id: str) -> Group:
+        """Where a VM's cgroup is, or would be."""
+        ...
+
+    async def create(self, vm_id: str, limits: GroupLimits) -> Group:
+        """Make it with its limits; all of it or nothing. Idempotent."""
+        ...
+
+    async def remove(self, vm_id: str) -> None:
+        """Kill what is in it, wait until it is empty, remove it. Idempotent."""
+        ...
+
+    async def present(self) -> frozenset[str]:
+        """VM ids of this platform of which a cgroup is there in any hierarchy."""
+        ...
+
+    def missing(self, vm_id: str) -> tuple[str, ...]:
+        """What of a VM's cgroup is gone, each a sentence."""
+        ...
+
+    def oom_kills(self, vm_id: str) -> int:
+        """How often the kernel killed for lack of memory in it; 0 if that cannot be read."""
+        ...
+
+
+def read_layout() -> Layout:
+    """The layout of this machine.
+
+    Raises:
+        FailedPrecondition: a controller that VMs need is nowhere.
+    """
+    mounts = Path("/proc/self/mounts").read_text(encoding="utf-8")
+    controllers: dict[Path, str] = {}
+    for line in mounts.splitlines():
+        fields = line.split(" ")
+        if fields[2] == "cgroup2":
+            path = Path(fields[1])
+            with contextlib.suppress(OSError):
+                controllers[path] = (path / "cgroup.controllers").read_text(encoding="ascii")
+    return parse_layout(mounts, controllers)
+
+
+class HostGroups:
+    """The cgroups of one platform on this machine."""
+
+    def __init__(self, layout: Layout, tag: str, clock: Clock) -> None:
+        """Work below `ironworks/<tag>` and nowhere else."""
+        self._layout = layout
+        self._tag = tag
+        self._clock = clock
+
+    def group(self, vm_id: str) -> Group:
+        """Where a VM's cgroup is, or would be."""
+        place = Path(PARENT) / self._tag / vm_id
+        v1, unified = self._layout.v1, self._layout.unified
+        directories = tuple(root / place for root in self._layout.roots)
+        if not v1 and unified is not None:
+            at = unified / place
+            return Group(
+                directories=directories,
+                cpu_file=at / "cpu.stat",
+                memory_file=at / "memory.current",
+                oom_file=at / "memory.events",
+            )
+        memory = v1["memory"] / place
+        if "cpuacct" in v1:
+            cpu_file = v1["cpuacct"] / place / "cpuacct.usage"
+        elif unified is not None:
+            cpu_file = unified / place / "cpu.stat"
+        else:
+            raise FailedPrecondition("This host has neither cpuacct nor cgroup v2.")
+        return Group(
+            directories=directories,
+            cpu_file=cpu_file,
+            memory_file=memory / "memory.usage_in_bytes",
+            oom_file=memory / "memory.oom_control",
+        )
+
+    async def create(self, vm_id: str, limits: GroupLimits) -> Group:
+        """Make it with its limits; all of it or nothing. Idempotent."""
+        group = self.group(vm_id)
+        for left in reversed(range(_CREATE_TRIES)):
+            try:
+                await asyncio.to_thread(self._create, vm_id, group, limits)
+            except FileNotFoundError as error:
+                # Another VM's removal took the empty parents away in between.
+                if left == 0:
+                    raise Internal("The cgroup of the VM could not be made.") from error
+            except OSError as error:
+                await self.remove(vm_id)
+                raise _explained(error) from error
+            else:
+                break
+        return group
+
+    def _create(self, vm_id: str, group: Group, limits: GroupLimits) -> None:
+        for directory in group.directories:
+            directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if self._layout.v1:
+            self._limit_v1(vm_id, limits)
+        elif self._layout.unified is not None:
+            _limit_v2(self._layout.unified, group.directories[0], limits)
+
+    def _limit_v1(self, vm_id: str, limits: GroupLimits) -> None:
+        place = Path(PARENT) / self._tag / vm_id
+        v1 = self._layout.v1
+        shares = limits.cpu_weight * _V1_SHARES_OF_WEIGHT_100 // 100
+        quota_us = int(limits.cpus * CPU_PERIOD_US)
+        for path, value in (
+            (v1["memory"] / place / "memory.limit_in_bytes", limits.memory_bytes),
+            (v1["cpu"] / place / "cpu.shares", max(_MIN_V1_SHARES, shares)),
+            (v1["cpu"] / place / "cpu.cfs_period_us", CPU_PERIOD_US),
+            (v1["cpu"] / place / "cpu.cfs_quota_us", quota_us),
+            (v1["pids"] / place / "pids.max", limits.pids),
+        ):
+            path.write_text(str(value), encoding="ascii")
+
+    async def remove(self, vm_id: str) -> None:
+        """Kill what is in it, wait until it is empty, remove it. Idempotent.
+
+        Raises:
+            Internal: a process in it does not die (it hangs in the kernel).
+        """
+        group = self.group(vm_id)
+        for _ in range(REMOVE_TRIES):
+            if await asyncio.to_thread(_try_remove, group):
+                break
+            await self._clock.sleep(REMOVE_PERIOD_SECONDS)
+        else:
+            raise Internal(
+                "A process of the VM does not end.", context={"cgroup": str(group.directories[0])}
+            )
+        await asyncio.to_thread(self._remove_empty_parents)
+
+    def _remove_empty_parents(self) -> None:
+        for root in self._layout.roots:
+            for parent in (root / PARENT / self._tag, root / PARENT):
+                with contextlib.suppress(OSError):
+                    parent.rmdir()
+
+    async def present(self) -> frozenset[str]:
+        """VM ids of this platform of which a cgroup is there in any hierarchy."""
+        return await asyncio.to_thread(self._present)
+
+    def _present(self) -> frozenset[str]:
+        found: set[str] = set()
+        for root in self._layout.roots:
+            with contextlib.suppress(FileNotFoundError):
+                with os.scandir(root / PARENT / self._tag) as entries:
+                    found.update(entry.name for entry in entries if entry.is_dir())
+        return frozenset(found)
+
+    def missing(self, vm_id: str) -> tuple[str, ...]:
+        """What of a VM's cgroup is gone, each a sentence."""
+        return tuple(
+            f"Its cgroup {directory} is gone."
+            for directory in self.group(vm_id).directories
+            if not directory.is_dir()
+        )
+
+    def oom_kills(self, vm_id: str) -> int:
+        """How often the kernel killed for lack of memory in it; 0 if that cannot be read."""
+        with contextlib.suppress(OSError, ValueError):
+            for line in self.group(vm_id).oom_file.read_text(encoding="ascii").splitlines():
+                name, _, value = line.partition(" ")
+                if name == "oom_kill":
+                    return int(value)
+        return 0
+
+
+def _explained(error: OSError) -> Exception:
+    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        return FailedPrecondition(
+            "metald may not make cgroups on this host.", hint="Run it as root."
+        )
+    return Internal("The cgroup of the VM could not be made.", context={"os_error": str(error)})
+
+
+def _limit_v2(root: Path, directory: Path, limits: GroupLimits) -> None:
+    for parent in (root, root / PARENT, directory.parent):
+        (parent / "cgroup.subtree_control").write_text("+cpu +memory +pids", encoding="ascii")
+    quota_us = int(limits.cpus * CPU_PERIOD_US)
+    for name, value in (
+        ("memory.max", str(limits.memory_bytes)),
+        ("cpu.weight", str(limits.cpu_weight)),
+        ("cpu.max", f"{quota_us} {CPU_PERIOD_US}"),
+        ("pids.max", str(limits.pids)),
+    ):
+        (directory / name).write_text(value, encoding="ascii")
+
+
+def _each_pid(group: Group, act: Callable[[int], None]) -> bool:
+    found = False
+    for directory in group.directories:
+        with contextlib.suppress(OSError):
+            for line in (directory / "cgroup.procs").read_text(encoding="ascii").split():
+                found = True
+                with contextlib.suppress(ProcessLookupError):
+                    act(int(line))
+    return found
+
+
+def _kill(pid: int) -> None:
+    # 0 stands for a process of a pid namespace that we cannot see into; to kill 0 would be suicide.
+    if pid > 0:
+        os.kill(pid, signal.SIGKILL)
+
+
+def _try_remove(group: Group) -> bool:
+    if _each_pid(group, _kill):
+        return False
+    gone = True
+    for directory in group.directories:
+        try:
+            directory.rmdir()
+        except FileNotFoundError:
+            continue
+        except OSError:
+            gone = False
+    return gone
