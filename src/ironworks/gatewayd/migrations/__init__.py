@@ -1,0 +1,1 @@
+"""Schema of gatewayd's database, version by version."""
