@@ -1,0 +1,147 @@
+"""A platform for a while: its own directory, its own process, nothing left at the end.
+
+`iron demo`, the benchmarks and the tests use it. A temporary platform whose owner was killed is
+found by the next one (`sweep`) and removed: its directory names the owner by pid and start time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import cast
+
+from ironworks.machine.platform import PlatformFile, read_platform_file
+from ironworks.machine.purge import purge
+from ironworks.model.errors import DeadlineExceeded, IronError, NotFound, Unavailable, all_errors
+
+PARENT = Path("/var/tmp")  # noqa: S108 - directories in it are made by mkdtemp, mode 0700
+PREFIX = "ironworks-"
+OWNER_FILE = "owner.json"
+START_SECONDS = 120
+STOP_SECONDS = 30
+_POLL_SECONDS = 0.05
+
+
+def start_ticks(pid: int) -> int:
+    """When a process began, in ticks since boot; 0 if there is none. With the pid, an identity."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0
+    # Field 22; the second field is in parentheses and may hold anything.
+    return int(stat.rpartition(")")[2].split()[19])
+
+
+def is_orphan(directory: Path) -> bool:
+    """Whether the owner of a temporary platform has ended."""
+    try:
+        owner = cast("dict[str, int]", json.loads((directory / OWNER_FILE).read_bytes()))
+        return start_ticks(owner["pid"]) != owner["start_ticks"]
+    except (OSError, ValueError, KeyError, TypeError):
+        # Without an owner file it is ours only if we were killed between two system calls; it is
+        # then empty, and rmdir refuses everything else.
+        return directory.is_dir() and not any(directory.iterdir())
+
+
+async def sweep() -> list[Path]:
+    """Remove what killed owners have left; answers whose directories."""
+    swept: list[Path] = []
+    for directory in sorted(PARENT.glob(f"{PREFIX}*")):
+        if directory.is_dir() and not directory.is_symlink() and is_orphan(directory):
+            await purge(directory)
+            swept.append(directory)
+    return swept
+
+
+def make_directory(purpose: str) -> Path:
+    """A new directory that `sweep` finds when we die."""
+    directory = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{purpose}-", dir=PARENT))
+    owner = {"pid": os.getpid(), "start_ticks": start_ticks(os.getpid())}
+    (directory / OWNER_FILE).write_text(json.dumps(owner))
+    # Jails below are entered by other users; what is private has modes of its own.
+    directory.chmod(0o711)
+    return directory
+
+
+async def _until_ready(process: asyncio.subprocess.Process, data_dir: Path) -> PlatformFile:
+    for _ in range(int(START_SECONDS / _POLL_SECONDS)):
+        with contextlib.suppress(NotFound):
+            return read_platform_file(data_dir)
+        if process.returncode is not None:
+            raise await _why_it_ended(process)
+        await asyncio.sleep(_POLL_SECONDS)
+    raise DeadlineExceeded(f"The platform was not ready within {START_SECONDS} seconds.")
+
+
+async def _why_it_ended(process: asyncio.subprocess.Process) -> IronError:
+    said = b"" if process.stderr is None else await process.stderr.read()
+    lines = [line for line in said.decode(errors="replace").splitlines() if line.strip()]
+    kinds = {kind.exit_status: kind for kind in all_errors()}
+    kind = kinds.get(process.returncode or 0, Unavailable)
+    sentence = lines[-1].removeprefix("iron: ") if lines else "The platform ended while starting."
+    return kind(sentence)
+
+
+async def _stop(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is not None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGTERM)
+    try:
+        async with asyncio.timeout(STOP_SECONDS):
+            await process.wait()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+
+
+@asynccontextmanager
+async def started(
+    data_dir: Path, env: Mapping[str, str] | None = None
+) -> AsyncGenerator[PlatformFile]:
+    """`iron up` over `data_dir` as a process of its own, until the block ends.
+
+    Raises:
+        IronError: it did not start; with the sentence that it said itself.
+    """
+    process = await asyncio.create_subprocess_exec(
+        "setpriv",
+        "--pdeathsig",
+        "TERM",
+        "--",
+        sys.executable,
+        "-m",
+        "ironworks.cli.main",
+        "up",
+        "--data-dir",
+        str(data_dir),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=(data_dir / "supervisor.log").open("wb"),
+        env={**os.environ, **(env or {}), "IRONWORKS_DATA_DIR": str(data_dir)},
+        start_new_session=True,
+    )
+    try:
+        yield await _until_ready(process, data_dir)
+    finally:
+        await asyncio.shield(_stop(process))
+
+
+@asynccontextmanager
+async def temporary_platform(purpose: str) -> AsyncGenerator[PlatformFile]:
+    """A platform in a directory of its own; both are gone when the block ends."""
+    await sweep()
+    data_dir = make_directory(purpose)
+    try:
+        async with started(data_dir) as described:
+            yield described
+    finally:
+        await asyncio.shield(purge(data_dir))
