@@ -82,7 +82,7 @@ async def run(
             start_new_session=True,
         )
     except (FileNotFoundError, PermissionError) as error:
-        if cwd is not None and error.filename == os.fspath(cwd):
+        if cwd is not None and str(error.filename) == str(cwd):
             raise Internal(
                 f"{argv[0]} has no directory to work in.", context={"cwd": str(cwd)}
             ) from None
