@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Final
 
 from ironworks.metald import types as t
+from ironworks.metald.drivers.driver import ExitReport, GuestConfig
 from ironworks.metald.types import HostState, Limits, Resources, Vm, VmSpec, VmState
 from ironworks.model.errors import (
     FailedPrecondition,
@@ -148,6 +149,13 @@ class Interrupted:
     reason: str
 
 
+def after_end(state: VmState, report: ExitReport) -> VmState:
+    """What becomes of a VM whose VMM ended: STOPPED if that is no cause for alarm, else FAILED."""
+    if state is _S.STOPPING or (state in {_S.RUNNING, _S.PAUSED} and report.clean):
+        return _S.STOPPED
+    return _S.FAILED
+
+
 def after_restart(state: VmState, *, vmm_alive: bool) -> Interrupted | None:
     """What becomes of a VM that an earlier metald left in `state`; None: nothing to mend.
 
@@ -164,8 +172,6 @@ def after_restart(state: VmState, *, vmm_alive: bool) -> Interrupted | None:
         )
     if state is _S.STOPPING:
         return Interrupted(finish=_S.STOPPED, reason="Ended after a restart of metald.")
-    if state in HAS_VMM and not vmm_alive:
-        return Interrupted(finish=_S.FAILED, reason="Its VMM ended while metald was not running.")
     return None
 
 
@@ -242,6 +248,53 @@ def free_slot(taken: frozenset[int], *, first: int, count: int) -> int:
         if slot not in taken:
             return slot
     raise ResourceExhausted("Every network slot of this host is taken.", hint="Delete VMs.")
+
+
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""PATH of a workload whose image and spec name none; what container engines do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageDefaults:
+    """What the rootfs asset says of how to run it; OCI image configuration."""
+
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    user: str = ""
+    working_directory: str = ""
+    stop_signal: str = ""
+
+
+def guest_config(spec: VmSpec, image: ImageDefaults) -> GuestConfig:
+    """What the guest's init is to run: the spec's word where it has one, else the image's.
+
+    Raises:
+        InvalidRequest: neither names a program, or the directory is not absolute.
+    """
+    workload = spec.workload
+    argv = workload.argv or (*image.entrypoint, *image.cmd)
+    if not argv:
+        raise InvalidRequest(
+            "The image has neither entrypoint nor command.",
+            hint="Give the program in spec.workload.argv.",
+        )
+    env: dict[str, str] = {"PATH": DEFAULT_PATH, "HOSTNAME": spec.name}
+    for pair in (*image.env, *workload.env):
+        name, _, value = pair.partition("=")
+        env[name] = value
+    workdir = workload.working_directory or image.working_directory or "/"
+    if not workdir.startswith("/"):
+        raise InvalidRequest(f"The image's working directory {workdir!r} is not absolute.")
+    return GuestConfig(
+        hostname=spec.name,
+        argv=argv,
+        env=tuple(env.items()),
+        user=workload.user or image.user,
+        workdir=workdir,
+        stop_signal=workload.stop_signal or image.stop_signal or "SIGTERM",
+        stop_grace_seconds=workload.stop_grace_seconds,
+    )
 
 
 def _bounded(value: float, low: float, high: float, what: str) -> None:

@@ -15,7 +15,6 @@ from ironworks.metald.drivers.driver import Evidence, ExitReport
 from ironworks.metald.tables import HISTORY, HOST, IDEMPOTENCY, LABELS, LEASES, TIMINGS, VMS
 from ironworks.metald.types import (
     MAX_HISTORY,
-    AssetRole,
     Host,
     HostState,
     Lease,
@@ -353,41 +352,42 @@ def timings(connection: Connection, vm_id: str) -> Sequence[StepTiming]:
 
 
 def write_lease(connection: Connection, vm_id: str, lease: Lease) -> None:
-    """Keep a lease that is held or about to be acquired for a VM."""
-    connection.execute(
-        delete(LEASES).where(LEASES.c.vm_id == vm_id, LEASES.c.role == lease.role.value)
-    )
+    """Keep the lease that is held, or about to be acquired, for a VM."""
+    drop_lease(connection, vm_id)
     connection.execute(
         insert(LEASES).values(
             vm_id=vm_id,
-            role=lease.role.value,
-            asset_id=lease.asset_id,
             lease_id=lease.lease_id,
+            rootfs_asset_id=lease.rootfs_asset_id,
+            kernel_asset_id=lease.kernel_asset_id,
+            initrd_asset_id=lease.initrd_asset_id,
         )
     )
 
 
-def drop_lease(connection: Connection, vm_id: str, role: AssetRole) -> None:
+def drop_lease(connection: Connection, vm_id: str) -> None:
     """Forget a lease that has been released."""
-    connection.execute(delete(LEASES).where(LEASES.c.vm_id == vm_id, LEASES.c.role == role.value))
+    connection.execute(delete(LEASES).where(LEASES.c.vm_id == vm_id))
 
 
-def leases(connection: Connection, vm_id: str) -> Sequence[Lease]:
-    """The leases of a VM."""
-    rows = connection.execute(select(LEASES).where(LEASES.c.vm_id == vm_id).order_by(LEASES.c.role))
-    return [
-        Lease(role=AssetRole(row.role), asset_id=row.asset_id, lease_id=row.lease_id)
-        for row in rows
-    ]
+def _lease(row: _TABLE_ROW) -> Lease:
+    return Lease(
+        lease_id=row.lease_id,
+        rootfs_asset_id=row.rootfs_asset_id,
+        kernel_asset_id=row.kernel_asset_id,
+        initrd_asset_id=row.initrd_asset_id,
+    )
 
 
-def all_leases(connection: Connection) -> Sequence[tuple[str, Lease]]:
+def find_lease(connection: Connection, vm_id: str) -> Lease | None:
+    """The lease of a VM; None if it has none."""
+    row = connection.execute(select(LEASES).where(LEASES.c.vm_id == vm_id)).one_or_none()
+    return None if row is None else _lease(row)
+
+
+def held_leases(connection: Connection) -> Sequence[tuple[Vm, Lease]]:
     """Every lease that is held, with its VM."""
-    rows = connection.execute(select(LEASES).where(LEASES.c.lease_id != ""))
-    return [
-        (
-            row.vm_id,
-            Lease(role=AssetRole(row.role), asset_id=row.asset_id, lease_id=row.lease_id),
-        )
-        for row in rows
-    ]
+    rows = connection.execute(select(LEASES).where(LEASES.c.lease_id != "")).all()
+    vms = connection.execute(select(VMS).where(VMS.c.id.in_([row.vm_id for row in rows])))
+    by_id = {row.id: _vm(row) for row in vms}
+    return [(by_id[row.vm_id], _lease(row)) for row in rows]

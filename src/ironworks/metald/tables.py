@@ -93,9 +93,10 @@ LEASES = Table(
     "vm_leases",
     METADATA,
     Column("vm_id", String(40), ForeignKey("vms.id", ondelete="CASCADE"), primary_key=True),
-    Column("role", String(16), primary_key=True),
-    Column("asset_id", String(40), nullable=False),
     Column("lease_id", String(40), nullable=False),
+    Column("rootfs_asset_id", String(40), nullable=False),
+    Column("kernel_asset_id", String(40), nullable=False),
+    Column("initrd_asset_id", String(40), nullable=False),
 )
 
 IDEMPOTENCY = idempotency_table(METADATA)

@@ -47,14 +47,6 @@ class HostState(StrEnum):
     CORDONED = "cordoned"
 
 
-class AssetRole(StrEnum):
-    """What a VM uses an asset for."""
-
-    KERNEL = "kernel"
-    INITRD = "initrd"
-    ROOTFS = "rootfs"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
     """What the guest's init runs; empty fields follow the rootfs asset's image configuration."""
@@ -115,12 +107,20 @@ class StepTiming:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """A reference on an asset that is held for a VM."""
+    """The reference on its assets that is held for a VM."""
 
-    role: AssetRole
-    asset_id: str
     lease_id: str
     """Empty while it is only intended: the acquire call may or may not have arrived."""
+    rootfs_asset_id: str
+    kernel_asset_id: str = ""
+    """Empty for a driver that boots no kernel; so with the initrd."""
+    initrd_asset_id: str = ""
+
+    @property
+    def asset_ids(self) -> tuple[str, ...]:
+        """Those that are named, the rootfs first."""
+        named = (self.rootfs_asset_id, self.kernel_asset_id, self.initrd_asset_id)
+        return tuple(asset_id for asset_id in named if asset_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -205,9 +205,9 @@ class HostGroups:
     def _present(self) -> frozenset[str]:
         found: set[str] = set()
         for root in self._layout.roots:
-            with contextlib.suppress(FileNotFoundError):
-                with os.scandir(root / PARENT / self._tag) as entries:
-                    found.update(entry.name for entry in entries if entry.is_dir())
+            place = root / PARENT / self._tag
+            with contextlib.suppress(FileNotFoundError), os.scandir(place) as entries:
+                found.update(entry.name for entry in entries if entry.is_dir())
         return frozenset(found)
 
     def missing(self, vm_id: str) -> tuple[str, ...]:

@@ -103,8 +103,9 @@ def _vm_children() -> None:
     op.create_table(
         "vm_leases",
         *vm_id("vm_leases"),
-        sa.Column("role", sa.String(16), nullable=False),
-        sa.Column("asset_id", sa.String(40), nullable=False),
         sa.Column("lease_id", sa.String(40), nullable=False),
-        sa.PrimaryKeyConstraint("vm_id", "role", name="pk_vm_leases"),
+        sa.Column("rootfs_asset_id", sa.String(40), nullable=False),
+        sa.Column("kernel_asset_id", sa.String(40), nullable=False),
+        sa.Column("initrd_asset_id", sa.String(40), nullable=False),
+        sa.PrimaryKeyConstraint("vm_id", name="pk_vm_leases"),
     )
