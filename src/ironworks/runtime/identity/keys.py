@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Literal, cast, get_args
 
+from joserfc.errors import JoseError
 from joserfc.jwk import ECKey
 
 from ironworks.model.errors import FailedPrecondition
@@ -50,7 +51,7 @@ def load_private_key(path: Path) -> ECKey:
     """
     try:
         return ECKey.import_key(cast("dict[str, str | list[str]]", json.loads(path.read_bytes())))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, KeyError, JoseError) as error:
         raise FailedPrecondition(
             f"The key {path.name} cannot be read.",
             hint="`iron up` makes the keys of a data directory; start the platform with it.",

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import cast
+from typing import Generic, TypeVar, cast
 
 from joserfc import jwt
 from joserfc.errors import JoseError
@@ -32,6 +31,7 @@ CLOCK_SKEW_SECONDS = 5
 _MAX_TOKEN_CHARS = 4096
 _CACHE_ENTRIES = 1024
 _ALGORITHM = "ES256"
+_T = TypeVar("_T")
 
 
 def spiffe_id(trust_domain: str, service: str) -> str:
@@ -88,10 +88,44 @@ def _unverified_issuer(token: str) -> str:
     try:
         body = token.split(".")[1]
         claims: object = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
-    except (IndexError, ValueError, binascii.Error):
+    except (IndexError, ValueError, RecursionError):
         return ""
     issuer = cast("dict[str, object]", claims).get("iss") if isinstance(claims, dict) else ""
     return issuer if isinstance(issuer, str) else ""
+
+
+class _Reloaded(Generic[_T]):
+    """The content of a file, read again when the file has been replaced."""
+
+    def __init__(self, path: Path, parse: Callable[[bytes], _T]) -> None:
+        self._path = path
+        self._parse = parse
+        self._read: tuple[tuple[int, int], _T] | None = None
+
+    def get(self) -> _T:
+        """The parsed content.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: or whatever else the parser raises.
+        """
+        found = self._path.stat()
+        version = (found.st_ino, found.st_mtime_ns)
+        if self._read is None or self._read[0] != version:
+            self._read = (version, self._parse(self._path.read_bytes()))
+        return self._read[1]
+
+
+def _service_keys(content: bytes) -> dict[str, ECKey]:
+    stored: object = json.loads(content)
+    if not isinstance(stored, dict):
+        raise ValueError("not an object of keys")  # noqa: TRY004 - of the file, not of a caller
+    named = cast("dict[str, dict[str, str | list[str]]]", stored)
+    return {name: ECKey.import_key(key) for name, key in named.items()}
+
+
+def _user_keys(content: bytes) -> KeySet:
+    return KeySet.import_key_set(json.loads(content))
 
 
 class Verifier:
@@ -101,10 +135,8 @@ class Verifier:
         self._service = service
         self._trust_domain = trust_domain
         self._clock = clock
-        self._services_path = services_trust_path(data_dir)
-        self._users_path = users_trust_path(data_dir)
-        self._service_keys: dict[str, ECKey] = {}
-        self._user_keys: tuple[int, KeySet] | None = None
+        self._service_keys = _Reloaded(services_trust_path(data_dir), _service_keys)
+        self._user_keys = _Reloaded(users_trust_path(data_dir), _user_keys)
         self._verified: OrderedDict[str, tuple[int, int, Caller]] = OrderedDict()
 
     def verify(self, token: str) -> Caller:
@@ -136,14 +168,14 @@ class Verifier:
         try:
             if issuer.startswith(prefix):
                 service = issuer.removeprefix(prefix)
-                claims = self._decode(token, self._key_of_service(service))
+                claims = self._decode(token, self._service_keys.get()[service])
                 audience, caller = self._service, _service_caller(service, claims)
             elif issuer == user_issuer(self._trust_domain):
-                claims = self._decode(token, self._keys_of_users())
+                claims = self._decode(token, self._user_keys.get())
                 audience, caller = USER_AUDIENCE, _user_caller(claims)
             else:
                 raise refused
-        except (JoseError, ValueError, OSError, KeyError) as error:
+        except (JoseError, ValueError, TypeError, OSError, LookupError, RecursionError) as error:
             refused.context["error"] = str(error)
             raise refused from None
         issued_at, expires_at = claims.get("iat"), claims.get("exp")
@@ -157,22 +189,6 @@ class Verifier:
 
     def _decode(self, token: str, key: ECKey | KeySet) -> Mapping[str, object]:
         return jwt.decode(token, key, algorithms=[_ALGORITHM]).claims
-
-    def _key_of_service(self, service: str) -> ECKey:
-        if service not in self._service_keys:
-            stored = cast(
-                "dict[str, dict[str, str | list[str]]]",
-                json.loads(self._services_path.read_bytes()),
-            )
-            self._service_keys = {name: ECKey.import_key(key) for name, key in stored.items()}
-        return self._service_keys[service]
-
-    def _keys_of_users(self) -> KeySet:
-        changed_ns = self._users_path.stat().st_mtime_ns
-        if self._user_keys is None or self._user_keys[0] != changed_ns:
-            keys = KeySet.import_key_set(json.loads(self._users_path.read_bytes()))
-            self._user_keys = (changed_ns, keys)
-        return self._user_keys[1]
 
 
 def _text(claims: Mapping[str, object], name: str) -> str | None:
