@@ -62,6 +62,7 @@ class Clients:
         *,
         tenant_id: str | None = None,
         timeout_seconds: float | None = DEFAULT_TIMEOUT_SECONDS,
+        url: str = "",
     ) -> _C:
         """A client of `service`, acting for the platform or for a tenant.
 
@@ -70,9 +71,11 @@ class Clients:
             service: Name of the service that is called.
             tenant_id: Goes into the signed token; the callee trusts it there, and only there.
             timeout_seconds: Of each call; None for streams that never end.
+            url: Where this one answers, for services of which there are many (metald, billaged);
+                empty: the one of the settings.
         """
         return kind(
-            self._settings.url_of(service),
+            url or self._settings.url_of(service),
             timeout_ms=None if timeout_seconds is None else int(timeout_seconds * 1000),
             # Loopback and datacenter links are faster than gzip.
             send_compression=None,
