@@ -1,4 +1,4 @@
-"""Idempotency keys: the same mutation, repeated with the same key, answers the same and does no more.
+"""Idempotency keys: a mutation that is repeated with its key answers the same and does no more.
 
 A service adds `idempotency_table(metadata)` to its store and calls `claim` in the transaction that
 makes its change. What is stored is the id of what the first request made, never its answer: the

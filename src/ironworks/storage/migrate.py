@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, MetaData
+from sqlalchemy import Connection, Engine, MetaData
 
-from ironworks.model.errors import FailedPrecondition
+from ironworks.model.errors import DataLoss, FailedPrecondition
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 __all__ = ["Operations", "difference", "upgrade"]
 
@@ -36,9 +40,11 @@ def upgrade(engine: Engine, package: str, to: str = "head") -> None:
 
     Raises:
         FailedPrecondition: the database was made by a newer Ironworks.
+        DataLoss: the migration broke references; nothing was changed.
     """
     scripts = _scripts(package)
-    with engine.execution_options(iw_write=True).begin() as connection:
+    # Without foreign keys: SQLite rebuilds a table to change it, and deletes what refers to it.
+    with engine.execution_options(iw_write=True, iw_migrate=True).begin() as connection:
         current = MigrationContext.configure(connection).get_current_revision()
         known = {script.revision for script in scripts.walk_revisions()}
         if current is not None and current not in known:
@@ -47,16 +53,30 @@ def upgrade(engine: Engine, package: str, to: str = "head") -> None:
                 hint="Start that version, or restore a backup that this one made.",
             )
 
-        def steps(revision: object, _context: object) -> object:
-            return scripts._upgrade_revs(to, revision)  # noqa: SLF001 # pyright: ignore
+        def steps(revision: str, _context: object) -> object:
+            # What alembic's own `command.upgrade` calls; there is no public way past alembic.ini.
+            return scripts._upgrade_revs(to, revision)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
 
-        environment = EnvironmentContext(_config(), scripts, fn=steps)  # pyright: ignore
+        environment = EnvironmentContext(_config(), scripts, fn=steps)
         with environment:
             environment.configure(connection=connection, fn=steps, render_as_batch=True)
             environment.run_migrations()
+        _check_references(connection, package)
 
 
-def _config() -> object:
+def _check_references(connection: Connection, package: str) -> None:
+    if connection.dialect.name != "sqlite":
+        return
+    broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
+    if broken:
+        raise DataLoss(
+            f"A migration of {package.split('.')[1]} would leave rows that refer to none.",
+            hint="Nothing was changed. Go back to the version before, and report this.",
+            context={"rows": [tuple(row) for row in broken[:20]], "count": len(broken)},
+        )
+
+
+def _config() -> Config:
     from alembic.config import Config  # noqa: PLC0415 - pulls in argument parsing
 
     return Config()
