@@ -40,12 +40,14 @@ class UsageService(Protocol):
     async def get_usage(self, request: GetUsageRequest, ctx: RequestContext[GetUsageRequest, GetUsageResponse], /) -> GetUsageResponse:
         """
         GetUsage sums meters over an interval, whole or in steps. Sums are exact: those of the steps
-        add up to that of the whole, and invoices add up the same numbers. Where the interval or step is
-        not made of whole hours, samples not older than the raw retention (7 days) are needed.
+        add up to that of the whole, and invoices add up the same numbers. Usage belongs to the minute,
+        hour and day in which the window that brought it begins (a window is a minute, or less where a
+        VM starts or ends).
 
-        Errors: INVALID_ARGUMENT for an empty or reversed interval, an unknown meter, or more than
-        10,000 rows; FAILED_PRECONDITION where the interval reaches behind what is kept at that
-        resolution (ask for whole hours or whole days).
+        Errors: INVALID_ARGUMENT for an empty or reversed interval, an unknown meter, an interval that
+        is not made of whole steps, or more than 10,000 rows; FAILED_PRECONDITION where the interval
+        reaches behind what is kept at that resolution (90 days for minutes and hours, two years for
+        days).
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -176,12 +178,14 @@ class UsageServiceClient(ConnectClient):
     ) -> GetUsageResponse:
         """
         GetUsage sums meters over an interval, whole or in steps. Sums are exact: those of the steps
-        add up to that of the whole, and invoices add up the same numbers. Where the interval or step is
-        not made of whole hours, samples not older than the raw retention (7 days) are needed.
+        add up to that of the whole, and invoices add up the same numbers. Usage belongs to the minute,
+        hour and day in which the window that brought it begins (a window is a minute, or less where a
+        VM starts or ends).
 
-        Errors: INVALID_ARGUMENT for an empty or reversed interval, an unknown meter, or more than
-        10,000 rows; FAILED_PRECONDITION where the interval reaches behind what is kept at that
-        resolution (ask for whole hours or whole days).
+        Errors: INVALID_ARGUMENT for an empty or reversed interval, an unknown meter, an interval that
+        is not made of whole steps, or more than 10,000 rows; FAILED_PRECONDITION where the interval
+        reaches behind what is kept at that resolution (90 days for minutes and hours, two years for
+        days).
         """
         return await self.execute_unary(
             request=request,
@@ -300,12 +304,14 @@ class UsageServiceSync(Protocol):
     def get_usage(self, request: GetUsageRequest, ctx: RequestContext[GetUsageRequest, GetUsageResponse], /) -> GetUsageResponse:
         """
         GetUsage sums meters over an interval, whole or in steps. Sums are exact: those of the steps
-        add up to that of the whole, and invoices add up the same numbers. Where the interval or step is
-        not made of whole hours, samples not older than the raw retention (7 days) are needed.
+        add up to that of the whole, and invoices add up the same numbers. Usage belongs to the minute,
+        hour and day in which the window that brought it begins (a window is a minute, or less where a
+        VM starts or ends).
 
-        Errors: INVALID_ARGUMENT for an empty or reversed interval, an unknown meter, or more than
-        10,000 rows; FAILED_PRECONDITION where the interval reaches behind what is kept at that
-        resolution (ask for whole hours or whole days).
+        Errors: INVALID_ARGUMENT for an empty or reversed interval, an unknown meter, an interval that
+        is not made of whole steps, or more than 10,000 rows; FAILED_PRECONDITION where the interval
+        reaches behind what is kept at that resolution (90 days for minutes and hours, two years for
+        days).
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -434,12 +440,14 @@ class UsageServiceClientSync(ConnectClientSync):
     ) -> GetUsageResponse:
         """
         GetUsage sums meters over an interval, whole or in steps. Sums are exact: those of the steps
-        add up to that of the whole, and invoices add up the same numbers. Where the interval or step is
-        not made of whole hours, samples not older than the raw retention (7 days) are needed.
+        add up to that of the whole, and invoices add up the same numbers. Usage belongs to the minute,
+        hour and day in which the window that brought it begins (a window is a minute, or less where a
+        VM starts or ends).
 
-        Errors: INVALID_ARGUMENT for an empty or reversed interval, an unknown meter, or more than
-        10,000 rows; FAILED_PRECONDITION where the interval reaches behind what is kept at that
-        resolution (ask for whole hours or whole days).
+        Errors: INVALID_ARGUMENT for an empty or reversed interval, an unknown meter, an interval that
+        is not made of whole steps, or more than 10,000 rows; FAILED_PRECONDITION where the interval
+        reaches behind what is kept at that resolution (90 days for minutes and hours, two years for
+        days).
         """
         return self.execute_unary(
             request=request,

@@ -42,13 +42,16 @@ class MeterService(Protocol):
         StreamMetrics carries every tick of the host's sampler, in order, one message a tick, for as
         long as metald runs. The first message is a hello; billaged answers it with the last ordinal of
         that run that is on its disk, and the sampler continues after that one. From then on it answers
-        whenever more has become durable; one answer may acknowledge many messages. What is
-        acknowledged survives the death of billaged and of the host's power supply.
+        whenever more has become durable, and every few seconds in any case, so that silence means a
+        fault; one answer may acknowledge many messages. What is acknowledged survives the death of
+        billaged and of the host's power supply.
 
-        Errors: INVALID_ARGUMENT if a message is malformed, out of order or names an unknown slot (the
-        sampler reconnects and sends hello again); RESOURCE_EXHAUSTED if the log has reached its bound;
-        UNAVAILABLE while billaged shuts down. A newer stream of the same host ends the older one with
-        ABORTED.
+        A message whose ordinal is not the next one is a repetition and skipped, or follows a hole that
+        its losses declare.
+
+        Errors: INVALID_ARGUMENT if a message is malformed or names an unknown slot; RESOURCE_EXHAUSTED
+        if the log cannot grow (the sampler keeps what is not acknowledged and comes again); ABORTED if
+        a newer stream has taken this one's place.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -173,13 +176,16 @@ class MeterServiceClient(ConnectClient):
         StreamMetrics carries every tick of the host's sampler, in order, one message a tick, for as
         long as metald runs. The first message is a hello; billaged answers it with the last ordinal of
         that run that is on its disk, and the sampler continues after that one. From then on it answers
-        whenever more has become durable; one answer may acknowledge many messages. What is
-        acknowledged survives the death of billaged and of the host's power supply.
+        whenever more has become durable, and every few seconds in any case, so that silence means a
+        fault; one answer may acknowledge many messages. What is acknowledged survives the death of
+        billaged and of the host's power supply.
 
-        Errors: INVALID_ARGUMENT if a message is malformed, out of order or names an unknown slot (the
-        sampler reconnects and sends hello again); RESOURCE_EXHAUSTED if the log has reached its bound;
-        UNAVAILABLE while billaged shuts down. A newer stream of the same host ends the older one with
-        ABORTED.
+        A message whose ordinal is not the next one is a repetition and skipped, or follows a hole that
+        its losses declare.
+
+        Errors: INVALID_ARGUMENT if a message is malformed or names an unknown slot; RESOURCE_EXHAUSTED
+        if the log cannot grow (the sampler keeps what is not acknowledged and comes again); ABORTED if
+        a newer stream has taken this one's place.
         """
         return self.execute_bidi_stream(
             request=request,
@@ -286,13 +292,16 @@ class MeterServiceSync(Protocol):
         StreamMetrics carries every tick of the host's sampler, in order, one message a tick, for as
         long as metald runs. The first message is a hello; billaged answers it with the last ordinal of
         that run that is on its disk, and the sampler continues after that one. From then on it answers
-        whenever more has become durable; one answer may acknowledge many messages. What is
-        acknowledged survives the death of billaged and of the host's power supply.
+        whenever more has become durable, and every few seconds in any case, so that silence means a
+        fault; one answer may acknowledge many messages. What is acknowledged survives the death of
+        billaged and of the host's power supply.
 
-        Errors: INVALID_ARGUMENT if a message is malformed, out of order or names an unknown slot (the
-        sampler reconnects and sends hello again); RESOURCE_EXHAUSTED if the log has reached its bound;
-        UNAVAILABLE while billaged shuts down. A newer stream of the same host ends the older one with
-        ABORTED.
+        A message whose ordinal is not the next one is a repetition and skipped, or follows a hole that
+        its losses declare.
+
+        Errors: INVALID_ARGUMENT if a message is malformed or names an unknown slot; RESOURCE_EXHAUSTED
+        if the log cannot grow (the sampler keeps what is not acknowledged and comes again); ABORTED if
+        a newer stream has taken this one's place.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -415,13 +424,16 @@ class MeterServiceClientSync(ConnectClientSync):
         StreamMetrics carries every tick of the host's sampler, in order, one message a tick, for as
         long as metald runs. The first message is a hello; billaged answers it with the last ordinal of
         that run that is on its disk, and the sampler continues after that one. From then on it answers
-        whenever more has become durable; one answer may acknowledge many messages. What is
-        acknowledged survives the death of billaged and of the host's power supply.
+        whenever more has become durable, and every few seconds in any case, so that silence means a
+        fault; one answer may acknowledge many messages. What is acknowledged survives the death of
+        billaged and of the host's power supply.
 
-        Errors: INVALID_ARGUMENT if a message is malformed, out of order or names an unknown slot (the
-        sampler reconnects and sends hello again); RESOURCE_EXHAUSTED if the log has reached its bound;
-        UNAVAILABLE while billaged shuts down. A newer stream of the same host ends the older one with
-        ABORTED.
+        A message whose ordinal is not the next one is a repetition and skipped, or follows a hole that
+        its losses declare.
+
+        Errors: INVALID_ARGUMENT if a message is malformed or names an unknown slot; RESOURCE_EXHAUSTED
+        if the log cannot grow (the sampler keeps what is not acknowledged and comes again); ABORTED if
+        a newer stream has taken this one's place.
         """
         return self.execute_bidi_stream(
             request=request,

@@ -1,0 +1,99 @@
+"""Pure decisions: when windows close, what a gap's reason is, what things are called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from ironworks.billaged.types import WINDOW_NS, SeqGap, VmKey
+from ironworks.gen.ironworks.billaged.v1.samples_pb import GapReason
+from ironworks.model.ids import derived_id
+
+
+def minute_of(at_ns: int) -> int:
+    """Number of the UTC minute."""
+    return at_ns // WINDOW_NS
+
+
+def closed_by_ticks(open_minutes: Mapping[int, int], newest_seq: int, grace: int) -> list[int]:
+    """The open minutes that later ticks have closed, oldest first.
+
+    A minute is closed when a tick came that is more than `grace` ticks after its last one: the
+    ticks between belong to another minute, and one that is still missing is not worth waiting for.
+
+    Args:
+        open_minutes: Minute → its last sequence number.
+        newest_seq: Highest sequence number that has come.
+        grace: Ticks that a late one may come later.
+    """
+    return sorted(
+        minute for minute, last_seq in open_minutes.items() if newest_seq - last_seq > grace
+    )
+
+
+def window_id(host_id: str, key: VmKey, first_seq: int) -> str:
+    """A sample is in exactly one window, so its first sample names a window for ever."""
+    return derived_id("win", host_id, key.vm_id, str(key.boot_epoch), str(first_seq))
+
+
+def batch_id(host_id: str, contents: Iterable[str]) -> str:
+    """The id of a batch from what it contains: window ids, and names of events."""
+    return derived_id("bat", host_id, *sorted(contents))
+
+
+def missing(first_seq: int, last_seq: int, present: Sequence[int]) -> list[tuple[int, int]]:
+    """The intervals of `first_seq` to `last_seq` that are not in the ascending `present`."""
+    gaps: list[tuple[int, int]] = []
+    expected = first_seq
+    for seq in present:
+        if seq > last_seq:
+            break
+        if seq > expected:
+            gaps.append((expected, seq - 1))
+        expected = max(expected, seq + 1)
+    if expected <= last_seq:
+        gaps.append((expected, last_seq))
+    return gaps
+
+
+def explain(
+    gaps: Iterable[tuple[int, int]], declared: Sequence[SeqGap], damaged_until_seq: int
+) -> list[SeqGap]:
+    """Give every missing sample exactly one reason.
+
+    Args:
+        gaps: Missing intervals, ascending, apart from each other.
+        declared: What was said to be lost; where two overlap, the earlier in the list holds.
+        damaged_until_seq: Up to here an unexplained loss is due to a damaged log.
+    """
+    explained: list[SeqGap] = []
+    for first, last in gaps:
+        seq = first
+        while seq <= last:
+            piece = _reason_at(seq, last, declared, damaged_until_seq)
+            previous = explained[-1] if explained else None
+            if previous and previous.reason == piece.reason and previous.last_seq == seq - 1:
+                explained[-1] = SeqGap(
+                    first_seq=previous.first_seq, last_seq=piece.last_seq, reason=piece.reason
+                )
+            else:
+                explained.append(piece)
+            seq = piece.last_seq + 1
+    return explained
+
+
+def _reason_at(seq: int, last: int, declared: Sequence[SeqGap], damaged_until_seq: int) -> SeqGap:
+    """The longest piece from `seq` to at most `last` that has one reason."""
+    for index, gap in enumerate(declared):
+        if gap.first_seq <= seq <= gap.last_seq:
+            end = min(last, gap.last_seq)
+            # An earlier declaration takes over where it begins.
+            starts = [one.first_seq for one in declared[:index] if seq < one.first_seq <= end]
+            return SeqGap(
+                first_seq=seq, last_seq=min([end, *[at - 1 for at in starts]]), reason=gap.reason
+            )
+    end = min([last, *[one.first_seq - 1 for one in declared if seq < one.first_seq <= last]])
+    if seq <= damaged_until_seq:
+        return SeqGap(
+            first_seq=seq, last_seq=min(end, damaged_until_seq), reason=int(GapReason.LOG_DAMAGED)
+        )
+    return SeqGap(first_seq=seq, last_seq=end, reason=int(GapReason.UNEXPLAINED))

@@ -1,0 +1,166 @@
+"""Plan batches: which samples become which windows, with which gaps. Changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ironworks.billaged import decide, payload
+from ironworks.billaged.payload import FULLY_ABSENT as FULL
+from ironworks.billaged.rings import Ints, Samples
+from ironworks.billaged.state import UNREADABLE, MeterState, VmRecord
+from ironworks.billaged.types import WINDOW_NS, SealedWindow, SeqGap, VmKey
+from ironworks.gen.ironworks.aggregatord.v1 import batch_pb
+
+MAX_WINDOWS = 128
+"""Windows in a batch: some 5 MiB before compression, well below the body limit after it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A batch that is ready to be written, and the record that seals it.
+
+    `request` is None if none of the samples could be read and there is nothing to send.
+    """
+
+    request: batch_pb.SubmitBatchRequest | None
+    windows: tuple[SealedWindow, ...]
+    record: dict[str, Any]
+
+
+def runs_of(seq: Ints) -> list[list[int]]:
+    """Ascending numbers as inclusive intervals."""
+    if not len(seq):
+        return []
+    breaks = np.flatnonzero(np.diff(seq) != 1) + 1
+    return [[int(part[0]), int(part[-1])] for part in np.split(seq, breaks)]
+
+
+def _by_provision(record: VmRecord, samples: Samples) -> Iterator[Samples]:
+    """Samples in pieces during which the VM had the same."""
+    starts = [seq for seq, _ in record.provisions[1:]]
+    group = np.searchsorted(np.array(starts, np.int64), samples.seq, side="right")
+    for value in np.unique(group):
+        yield samples.where(group == value)
+
+
+def _present(state: MeterState, record: VmRecord, unreadable: Ints) -> Ints:
+    """The samples that came and could be read, as far as the ring remembers."""
+    present = np.setdiff1d(state.rings.held(record.row), unreadable, assume_unique=True)
+    for gap in record.losses:
+        if gap.reason == UNREADABLE:
+            present = present[(present < gap.first_seq) | (present > gap.last_seq)]
+    return present
+
+
+def _parts(
+    state: MeterState, key: VmKey, record: VmRecord, samples: Samples, covered_seq: int
+) -> payload.WindowParts | None:
+    """One window from samples under one provision; None if none of them has any reading."""
+    unreadable = payload.absent_masks(samples.absent) == FULL
+    read = samples.where(~unreadable)
+    if not len(read):
+        return None
+    lost = [
+        SeqGap(first_seq=first, last_seq=last, reason=UNREADABLE)
+        for first, last in runs_of(samples.seq[unreadable])
+    ]
+    present = _present(state, record, samples.seq[unreadable])
+    gaps = decide.explain(
+        decide.missing(covered_seq + 1, int(read.seq[-1]), present.tolist()),
+        [*lost, *record.losses, *state.losses],
+        state.damaged_until_seq,
+    )
+    return payload.WindowParts(
+        key=key,
+        provision=record.provision_at(int(read.seq[0])),
+        samples=read,
+        gaps=gaps,
+        attached_seq=record.attached_seq,
+        tick_ns=state.tick_ns,
+    )
+
+
+@dataclass(slots=True, kw_only=True)
+class _Piece:
+    window: batch_pb.Window | None
+    sealed: dict[str, Any]
+
+
+def _pieces(
+    state: MeterState, key: VmKey, record: VmRecord, minutes: Iterable[int]
+) -> Iterator[_Piece]:
+    covered_seq = record.covered_seq
+    for minute in minutes:
+        samples = state.rings.open_samples(record.row, minute * WINDOW_NS, (minute + 1) * WINDOW_NS)
+        for piece in _by_provision(record, samples) if len(samples) else ():
+            parts = _parts(state, key, record, piece, covered_seq)
+            if parts is not None:
+                covered_seq = max(covered_seq, int(parts.samples.seq[-1]))
+            yield _Piece(
+                window=None if parts is None else payload.window(state.host_id, parts),
+                sealed={
+                    "vm_id": key.vm_id,
+                    "boot_epoch": key.boot_epoch,
+                    "runs": runs_of(piece.seq),
+                    "unreadable": runs_of(piece.seq[payload.absent_masks(piece.absent) == FULL]),
+                    "covered_seq": covered_seq,
+                },
+            )
+
+
+def _sealed_window(window: batch_pb.Window) -> SealedWindow:
+    seq = np.cumsum(np.frombuffer(window.seq, "<u8"))
+    return SealedWindow(
+        window_id=window.window_id,
+        vm_id=window.vm_id,
+        boot_epoch=window.boot_epoch,
+        first_seq=int(seq[0]),
+        last_seq=int(seq[-1]),
+        sample_count=window.sample_count,
+    )
+
+
+def sealed_windows(request: batch_pb.SubmitBatchRequest) -> tuple[SealedWindow, ...]:
+    """The windows in a stored batch."""
+    content = payload.zstandard.ZstdDecompressor().decompress(request.payload)
+    found = batch_pb.BatchPayload.from_binary(content)
+    return tuple(_sealed_window(window) for window in found.windows)
+
+
+def plan(
+    state: MeterState, minutes: Sequence[int], keys: Iterable[VmKey] | None = None
+) -> list[Plan]:
+    """Batches of all open samples of these minutes, and of the events that wait.
+
+    Args:
+        state: Not changed: `MeterState.apply_sealed` of each plan's record does that.
+        minutes: UTC minutes.
+        keys: Only of these VMs; None: of all.
+    """
+    chosen = sorted(state.vms if keys is None else {key for key in keys if key in state.vms})
+    pieces = [
+        piece for key in chosen for piece in _pieces(state, key, state.vms[key], sorted(minutes))
+    ]
+    events = list(state.events.items())
+    plans: list[Plan] = []
+    for start in range(0, max(len(pieces), 1), MAX_WINDOWS):
+        chunk = pieces[start : start + MAX_WINDOWS]
+        windows = [piece.window for piece in chunk if piece.window is not None]
+        told = events if start == 0 else []
+        if not chunk and not told:
+            continue
+        request = None
+        if windows or told:
+            request = payload.batch(state.host_id, windows, [event for _, event in told])
+        record = {
+            "batch_id": request.batch_id if request else "",
+            "windows": [piece.sealed for piece in chunk],
+            "events": [name for name, _ in told],
+        }
+        sealed = tuple(_sealed_window(window) for window in windows)
+        plans.append(Plan(request=request, windows=sealed, record=record))
+    return plans

@@ -1,0 +1,317 @@
+"""The host's sampler: one tick for all VMs.
+
+A tick reads cgroups and taps at once, waits a bounded time for the VMMs' block counters, and
+offers one columnar message. Attachments are changed only between two awaits, so they need no lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from ironworks.gen.ironworks.billaged.v1 import samples_pb as pb
+from ironworks.metald.sampling.sources import (
+    Source,
+    TapSources,
+    cpu_nanoseconds,
+    open_source,
+    open_tap,
+)
+from ironworks.metald.sampling.types import (
+    TICK_NS,
+    AbsenceReason,
+    BlockCounters,
+    Counter,
+    LossReason,
+    VmSource,
+)
+from ironworks.model.units import NS_PER_SECOND, NS_PER_US
+from ironworks.runtime.clock import Clock
+from ironworks.runtime.tasks import Tasks
+
+_log = structlog.stdlib.get_logger()
+
+BLOCK_TIMEOUT_SECONDS = 0.05
+"""How long a tick waits for VMMs: half of itself."""
+ANCHOR_TOLERANCE_NS = 5_000_000
+"""The wall clock may drift as far from the monotonic one before grid instants follow it."""
+
+
+class Sink(Protocol):
+    """Takes ticks; never waits."""
+
+    def offer(self, tick: pb.Tick) -> None:
+        """Take one tick to be delivered."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True)
+class Statistics:
+    """What the sampler did since its start.
+
+    Attributes:
+        ticks: Ticks taken.
+        ticks_lost: Ticks that passed before the sampler woke.
+        last_lateness_ns: How late the last tick was.
+        max_lateness_ns: How late the latest one was.
+        absences: Readings that failed.
+    """
+
+    ticks: int = 0
+    ticks_lost: int = 0
+    last_lateness_ns: int = 0
+    max_lateness_ns: int = 0
+    absences: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class _Attached:
+    slot: int
+    vm: VmSource
+    cpu: Source
+    memory: Source
+    tap: TapSources
+    last_seq: int = -1
+    pending: asyncio.Task[BlockCounters | None] | None = None
+
+    def close(self) -> None:
+        self.cpu.close()
+        self.memory.close()
+        self.tap.close()
+        if self.pending is not None:
+            self.pending.cancel()
+
+
+@dataclass(slots=True, kw_only=True)
+class _Row:
+    """What was read at once; block counters come after it."""
+
+    attached: _Attached
+    at_monotonic_ns: int
+    cpu_ns: int
+    memory_bytes: int
+    receive_bytes: int
+    transmit_bytes: int
+
+
+class HostSampler:
+    """Implements `sampling.Sampler`; `run` is its loop."""
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        tasks: Tasks,
+        sink: Sink,
+        open_tap_sources: Callable[[str, str], TapSources] = open_tap,
+        block_timeout_seconds: float = BLOCK_TIMEOUT_SECONDS,
+    ) -> None:
+        self._clock = clock
+        self._tasks = tasks
+        self._sink = sink
+        self._open_tap = open_tap_sources
+        self._block_timeout_seconds = block_timeout_seconds
+        self._attached: dict[str, _Attached] = {}
+        self._next_slot = 1
+        self._last_seq = clock.monotonic_ns() // TICK_NS
+        self._anchor_ns = clock.now_ns() - clock.monotonic_ns()
+        self.statistics = Statistics()
+
+    @property
+    def vm_ids(self) -> tuple[str, ...]:
+        """The VMs that are sampled."""
+        return tuple(self._attached)
+
+    async def attach(self, vm: VmSource) -> None:
+        """Take the first sample and go on; see `sampling.Sampler`."""
+        new = _Attached(
+            slot=0,
+            vm=vm,
+            cpu=open_source(vm.cgroup.cpu, cpu_nanoseconds),
+            memory=open_source(vm.cgroup.memory),
+            tap=await asyncio.to_thread(self._open_tap, vm.netns, vm.tap),
+        )
+        await self._ask_blocks([new])
+        old = self._attached.get(vm.vm_id)
+        if old is not None:
+            old.close()
+            if old.vm.boot_epoch == vm.boot_epoch:
+                new.last_seq = old.last_seq
+        new.slot, self._next_slot = self._next_slot, self._next_slot + 1
+        self._attached[vm.vm_id] = new
+        seq = max(self._clock.monotonic_ns() // TICK_NS, new.last_seq + 1)
+        self._offer(seq, [self._read(new)], attached=[_attachment(new, seq)])
+
+    async def detach(self, vm_id: str) -> None:
+        """Take the last sample; see `sampling.Sampler`."""
+        last = self._attached.get(vm_id)
+        if last is None:
+            return
+        await self._ask_blocks([last])
+        if self._attached.get(vm_id) is not last:
+            return
+        del self._attached[vm_id]
+        seq = max(self._clock.monotonic_ns() // TICK_NS, last.last_seq + 1)
+        self._offer(seq, [self._read(last)], detached=[last.slot])
+        last.close()
+
+    def close(self) -> None:
+        """Let go of all descriptors, without last samples: the VMs go on, another metald comes."""
+        for attached in self._attached.values():
+            attached.close()
+        self._attached.clear()
+
+    async def run(self) -> None:
+        """Tick for ever; ends only by cancellation."""
+        while True:
+            now_ns = self._clock.monotonic_ns()
+            next_ns = (max(now_ns // TICK_NS, self._last_seq) + 1) * TICK_NS
+            await self._clock.sleep((next_ns - now_ns) / NS_PER_SECOND)
+            try:
+                await self.tick()
+            except Exception:  # noqa: BLE001 - a fault of one tick must not end metering
+                _log.exception("tick_failed")
+
+    async def tick(self) -> None:
+        """Read every VM for the grid instant that has just passed, unless that was done."""
+        now_ns = self._clock.monotonic_ns()
+        seq, lateness_ns = divmod(now_ns, TICK_NS)
+        if seq <= self._last_seq:
+            return
+        lost, self._last_seq = (self._last_seq + 1, seq - 1), seq
+        self._count(lost, lateness_ns)
+        present = list(self._attached.values())
+        self._start_blocks(present)
+        # A VM whose first sample was taken since the instant has that number already.
+        rows = [self._read(one) for one in present if one.last_seq < seq]
+        await self._wait_blocks([row.attached for row in rows])
+        still = [row for row in rows if self._attached.get(row.attached.vm.vm_id) is row.attached]
+        losses = [pb.TickLoss(first_seq=lost[0], last_seq=lost[1], reason=_LATE)]
+        if still:
+            self._offer(seq, still, losses=losses if lost[0] <= lost[1] else [])
+
+    def _count(self, lost: tuple[int, int], lateness_ns: int) -> None:
+        statistics = self.statistics
+        statistics.ticks += 1
+        statistics.ticks_lost += lost[1] - lost[0] + 1
+        statistics.last_lateness_ns = lateness_ns
+        statistics.max_lateness_ns = max(statistics.max_lateness_ns, lateness_ns)
+
+    def _start_blocks(self, present: list[_Attached]) -> None:
+        for one in present:
+            # One question at a time: a VMM that hangs must not pile up tasks.
+            if one.vm.read_blocks is not None and (one.pending is None or one.pending.done()):
+                one.pending = self._tasks.start(_ask(one.vm.read_blocks), name="block counters")
+
+    async def _wait_blocks(self, present: list[_Attached]) -> None:
+        pending = [one.pending for one in present if one.pending and not one.pending.done()]
+        if pending:
+            await asyncio.wait(pending, timeout=self._block_timeout_seconds)
+
+    async def _ask_blocks(self, present: list[_Attached]) -> None:
+        self._start_blocks(present)
+        await self._wait_blocks(present)
+
+    def _read(self, one: _Attached) -> _Row:
+        return _Row(
+            attached=one,
+            at_monotonic_ns=self._clock.monotonic_ns(),
+            cpu_ns=one.cpu.read(),
+            memory_bytes=one.memory.read(),
+            receive_bytes=one.tap.receive.read(),
+            transmit_bytes=one.tap.transmit.read(),
+        )
+
+    def _grid_at_ns(self, seq: int) -> int:
+        """UTC of a grid instant: regular, and following the wall clock where that moves away."""
+        anchor_ns = self._clock.now_ns() - self._clock.monotonic_ns()
+        if abs(anchor_ns - self._anchor_ns) > ANCHOR_TOLERANCE_NS:
+            self._anchor_ns = anchor_ns
+        return self._anchor_ns + seq * TICK_NS
+
+    def _offer(
+        self,
+        seq: int,
+        rows: list[_Row],
+        *,
+        attached: list[pb.VmAttachment] | None = None,
+        detached: list[int] | None = None,
+        losses: list[pb.TickLoss] | None = None,
+    ) -> None:
+        tick = pb.Tick(
+            seq=seq,
+            at_ns=self._grid_at_ns(seq),
+            attached=attached or [],
+            detached=detached or [],
+            losses=losses or [],
+        )
+        for row in rows:
+            row.attached.last_seq = seq
+            _append(tick, row)
+        self.statistics.absences += len(tick.absences)
+        self._sink.offer(tick)
+
+
+_LATE = pb.GapReason(LossReason.SAMPLER_LATE)
+
+
+async def _ask(read: Callable[[], Awaitable[BlockCounters]]) -> BlockCounters | None:
+    """What the VMM answers; None if it fails, so that no failure is logged ten times a second."""
+    try:
+        return await read()
+    except Exception:  # noqa: BLE001 - whatever a driver raises, the reading is absent
+        return None
+
+
+def _attachment(one: _Attached, seq: int) -> pb.VmAttachment:
+    vm = one.vm
+    return pb.VmAttachment(
+        slot=one.slot,
+        vm_id=vm.vm_id,
+        tenant_id=vm.tenant_id,
+        deployment_id=vm.deployment_id,
+        boot_epoch=vm.boot_epoch,
+        vcpus=vm.vcpus,
+        memory_bytes=vm.memory_bytes,
+        disk_bytes=vm.disk_bytes,
+        first_seq=seq,
+    )
+
+
+def _append(tick: pb.Tick, row: _Row) -> None:
+    """Add a row to the tick's columns; where a reading is absent, 0 and the reason."""
+    read_bytes, write_bytes = _blocks_of(row.attached)
+    number = len(tick.slots)
+    tick.slots.append(row.attached.slot)
+    tick.offset_us.append((row.at_monotonic_ns - tick.seq * TICK_NS) // NS_PER_US)
+    for counter, column, value in (
+        (Counter.CPU, tick.cpu_ns, row.cpu_ns),
+        (Counter.MEMORY, tick.memory_bytes, row.memory_bytes),
+        (Counter.DISK_READ, tick.disk_read_bytes, read_bytes),
+        (Counter.DISK_WRITE, tick.disk_write_bytes, write_bytes),
+        (Counter.NETWORK_RECEIVE, tick.network_receive_bytes, row.receive_bytes),
+        (Counter.NETWORK_TRANSMIT, tick.network_transmit_bytes, row.transmit_bytes),
+    ):
+        column.append(max(value, 0))
+        if value < 0:
+            tick.absences.append(
+                pb.Absence(row=number, counter=pb.Counter(counter), reason=pb.AbsenceReason(-value))
+            )
+
+
+def _blocks_of(one: _Attached) -> tuple[int, int]:
+    """Readings from what the VMM answered, or why there are none."""
+    if one.vm.read_blocks is None:
+        return (-AbsenceReason.NO_SOURCE, -AbsenceReason.NO_SOURCE)
+    if one.pending is None or not one.pending.done():
+        return (-AbsenceReason.TIMEOUT, -AbsenceReason.TIMEOUT)
+    answered = None if one.pending.cancelled() else one.pending.result()
+    if answered is None:
+        return (-AbsenceReason.UNREADABLE, -AbsenceReason.UNREADABLE)
+    if min(answered.read_bytes, answered.write_bytes) < 0:
+        return (-AbsenceReason.MALFORMED, -AbsenceReason.MALFORMED)
+    return (answered.read_bytes, answered.write_bytes)
