@@ -21,6 +21,7 @@ from ironworks.machine import ports, preflight
 from ironworks.model.errors import FailedPrecondition, NotFound
 from ironworks.runtime.clock import SystemClock
 from ironworks.runtime.identity import SERVICES, ensure_service_keys
+from ironworks.runtime.rpc.direct import DIRECT
 from ironworks.runtime.settings import Settings
 from ironworks.runtime.supervise import Child, Supervisor
 
@@ -113,6 +114,8 @@ def environment(settings: Settings, chosen: Mapping[str, int]) -> dict[str, str]
         "IRONWORKS_DATA_DIR": str(settings.data_dir),
         "IRONWORKS_GUEST_DIR": str(settings.guest_dir),
         "IRONWORKS_EDGE_PORT": str(chosen["edge"]),
+        # Each thread's own malloc arena costs memory that is never given back.
+        "MALLOC_ARENA_MAX": "2",
         **urls,
     }
 
@@ -121,7 +124,7 @@ class _Probe:
     """Asks `/readyz`."""
 
     def __init__(self) -> None:
-        self._http = Client(HTTPTransport(proxy=(), connect_timeout=1.0, timeout=3.0))
+        self._http = Client(HTTPTransport(proxy=DIRECT, connect_timeout=1.0, timeout=3.0))
 
     def of(self, url: str) -> Callable[[], Awaitable[bool]]:
         async def ready() -> bool:
@@ -134,14 +137,26 @@ class _Probe:
 def children(env: Mapping[str, str]) -> list[Child]:
     """The processes of the platform, in order of their start."""
     probe = _Probe()
+    bootstrap = Path(env["IRONWORKS_DATA_DIR"]) / "gatewayd" / "envoy" / "bootstrap.json"
+    # What an earlier run left may name its ports: gatewayd writes it anew, and Envoy waits for it.
+    bootstrap.unlink(missing_ok=True)
+    envoy = Child(
+        name=ENVOY,
+        argv=(sys.executable, "-m", "ironworks.gatewayd.envoy"),
+        env=env,
+        needs_file=bootstrap,
+    )
     return [
-        Child(
-            name=service,
-            argv=(sys.executable, "-m", f"ironworks.{service}"),
-            env=env,
-            ready=probe.of(env[f"IRONWORKS_{service.upper()}_URL"]),
-        )
-        for service in START_ORDER
+        *(
+            Child(
+                name=service,
+                argv=(sys.executable, "-m", f"ironworks.{service}"),
+                env=env,
+                ready=probe.of(env[f"IRONWORKS_{service.upper()}_URL"]),
+            )
+            for service in START_ORDER
+        ),
+        envoy,
     ]
 
 
