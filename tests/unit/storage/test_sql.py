@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import pytest
+from sqlalchemy import Column, Connection, ForeignKey, Integer, MetaData, String, Table, select
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from ironworks.model.errors import (
+    Aborted,
+    DataLoss,
+    FailedPrecondition,
+    Internal,
+    IronError,
+    NotFound,
+    Unavailable,
+)
+from ironworks.runtime.tasks import Tasks
+from ironworks.storage import sql
+from ironworks.storage.sql import NAMING_CONVENTION, Database, make_engine, sqlite_url
+
+METADATA = MetaData(naming_convention=NAMING_CONVENTION)
+ROWS = Table("rows", METADATA, Column("id", Integer, primary_key=True), Column("name", String(20)))
+PARTS = Table(
+    "parts",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("row_id", Integer, ForeignKey("rows.id"), nullable=False),
+)
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    database = Database(sqlite_url(tmp_path / "made" / "store.db"))
+    METADATA.create_all(database.engine)
+    yield database
+    database.close()
+
+
+def insert(connection: Connection, row_id: int = 1) -> int:
+    connection.execute(ROWS.insert().values(id=row_id, name="a"))
+    return row_id
+
+
+def ids(connection: Connection) -> list[int]:
+    return list(connection.execute(select(ROWS.c.id).order_by(ROWS.c.id)).scalars())
+
+
+def pragma(connection: Connection, name: str) -> object:
+    return connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+
+
+async def test_what_was_written_is_read(database: Database) -> None:
+    assert await database.write(insert) == 1
+    assert await database.read(ids) == [1]
+
+
+async def test_a_commit_is_on_disk_before_it_is_answered(database: Database) -> None:
+    def settings(connection: Connection) -> list[object]:
+        return [pragma(connection, name) for name in ("journal_mode", "synchronous")]
+
+    full = 2
+    assert await database.write(settings) == ["wal", full]
+    assert await database.read(settings) == ["wal", full]
+
+
+@pytest.mark.parametrize("error", [NotFound("No such VM."), ValueError("a bug")])
+async def test_a_write_that_fails_changes_nothing(database: Database, error: Exception) -> None:
+    def fail(connection: Connection) -> None:
+        insert(connection)
+        raise error
+
+    with pytest.raises(type(error)):
+        await database.write(fail)
+    assert await database.read(ids) == []
+
+
+async def test_a_read_sees_one_state_while_others_write(database: Database) -> None:
+    began, written = threading.Event(), threading.Event()
+
+    def read(connection: Connection) -> tuple[list[int], list[int]]:
+        first = ids(connection)
+        began.set()
+        assert written.wait(20)
+        return first, ids(connection)
+
+    async with Tasks() as tasks:
+        reading = tasks.start(database.read(read), name="read")
+        await asyncio.to_thread(began.wait, 20)
+        await database.write(insert)
+        written.set()
+        assert await reading == ([], [])
+    assert await database.read(ids) == [1]
+
+
+async def test_nothing_changes_under_a_decision_made_in_a_write(database: Database) -> None:
+    def decide(connection: Connection) -> int:
+        return insert(connection, max(ids(connection), default=0) + 1)
+
+    async with Tasks() as tasks:
+        decisions = [tasks.start(database.write(decide), name="decide") for _ in range(50)]
+        assert sorted([await one for one in decisions]) == list(range(1, 51))
+
+
+async def test_there_is_one_writer_even_between_processes(
+    database: Database, tmp_path: Path
+) -> None:
+    def write(connection: Connection) -> str:
+        insert(connection)
+        other = sqlite3.connect(tmp_path / "made" / "store.db", timeout=0, isolation_level=None)
+        try:
+            other.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            return error.sqlite_errorname
+        finally:
+            other.close()
+        return "began"
+
+    assert await database.write(write) == "SQLITE_BUSY"
+
+
+async def test_a_read_cannot_write(database: Database) -> None:
+    with pytest.raises(FailedPrecondition):
+        await database.read(insert)
+    await database.write(insert)
+    assert await database.read(ids) == [1]
+
+
+async def test_a_row_that_is_there_already_is_a_lost_race(database: Database) -> None:
+    await database.write(insert)
+    with pytest.raises(Aborted, match="read again and repeat"):
+        await database.write(insert)
+
+
+async def test_a_row_that_refers_to_none_is_refused(database: Database) -> None:
+    with pytest.raises(Aborted):
+        await database.write(lambda it: it.execute(PARTS.insert().values(id=1, row_id=9)))
+
+
+async def test_a_full_disk_is_said_and_over_when_there_is_room(database: Database) -> None:
+    def bound(connection: Connection, pages: int) -> None:
+        connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
+
+    def fill(connection: Connection) -> None:
+        # The pragma belongs to the connection, and which one a write gets is the pool's affair.
+        bound(connection, 1)
+        for row_id in range(1, 1000):
+            connection.execute(ROWS.insert().values(id=row_id, name="x" * 1000))
+
+    with pytest.raises(FailedPrecondition, match=r"full.*Free space") as caught:
+        await database.write(fill)
+    assert "sql_error" in caught.value.context
+    await database.write(lambda it: bound(it, 1_000_000))
+    await database.write(insert)
+    assert await database.read(ids) == [1]
+
+
+async def test_a_wrong_statement_is_a_fault_of_ours_whatever_its_words(database: Database) -> None:
+    for statement in ("SELECT disk_full FROM rows", "SELEKT 'disk'", "SELECT * FROM full_disk"):
+        with pytest.raises(Internal) as caught:
+            await database.read(lambda it, text=statement: it.exec_driver_sql(text))
+        assert statement not in str(caught.value)
+
+
+async def test_a_file_that_is_no_database_is_lost_data(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    path.write_bytes(b"not a database, but long enough to have a header" * 100)
+    database = Database(sqlite_url(path))
+    with pytest.raises(DataLoss, match="backup"):
+        await database.read(ids)
+    database.close()
+
+
+async def test_a_busy_database_may_be_asked_again(database: Database, tmp_path: Path) -> None:
+    def impatient(connection: Connection) -> None:
+        connection.exec_driver_sql("PRAGMA busy_timeout=0")
+
+    for _ in range(sql.READERS + 1):
+        await database.write(impatient)
+    with sqlite3.connect(tmp_path / "made" / "store.db", isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(Unavailable):
+            await database.write(insert)
+        assert await database.read(ids) == []
+        other.execute("ROLLBACK")
+    other.close()
+
+
+class PostgresError(Exception):
+    def __init__(self, sqlstate: str | None) -> None:
+        super().__init__("postgres says so")
+        self.sqlstate = sqlstate
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "kind"),
+    [
+        ("53100", FailedPrecondition),
+        ("25006", FailedPrecondition),
+        ("57P01", Unavailable),
+        ("08006", Unavailable),
+        ("40001", Unavailable),
+        ("55P03", Unavailable),
+        (None, Unavailable),
+        ("XX001", DataLoss),
+        ("42703", Internal),
+        ("22003", Internal),
+    ],
+)
+async def test_what_postgresql_answers_is_mapped_by_its_state(
+    database: Database, sqlstate: str | None, kind: type[IronError]
+) -> None:
+    def fail(_: Connection) -> None:
+        raise OperationalError("SELECT 1", {}, PostgresError(sqlstate))
+
+    with pytest.raises(kind) as caught:
+        await database.write(fail)
+    assert isinstance(caught.value.__cause__, DBAPIError)
+
+
+def test_a_path_with_odd_characters_is_a_path(tmp_path: Path) -> None:
+    path = tmp_path / "a b?c#d%e" / "store.db"
+    engine = make_engine(sqlite_url(path))
+    METADATA.create_all(engine)
+    engine.dispose()
+    assert path.exists()
+
+
+async def test_closing_waits_for_what_is_under_way(tmp_path: Path) -> None:
+    database = Database(sqlite_url(tmp_path / "store.db"))
+    METADATA.create_all(database.engine)
+    began, go_on = threading.Event(), threading.Event()
+
+    def slow(connection: Connection) -> int:
+        began.set()
+        assert go_on.wait(20)
+        return insert(connection)
+
+    async with Tasks() as tasks:
+        writing = tasks.start(database.write(slow), name="write")
+        await asyncio.to_thread(began.wait, 20)
+        closing = tasks.start(asyncio.to_thread(database.close), name="close")
+        go_on.set()
+        await closing
+        assert await writing == 1
+    again = Database(sqlite_url(tmp_path / "store.db"))
+    assert await again.read(ids) == [1]
+    again.close()
+
+
+def test_constraints_have_names_that_postgresql_migrations_can_use() -> None:
+    names = [cast("str | None", one.name) for one in PARTS.constraints]
+    assert sorted(str(name) for name in names) == ["fk_parts_row_id", "pk_parts"]
