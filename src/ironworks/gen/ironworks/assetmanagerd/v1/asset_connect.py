@@ -177,8 +177,7 @@ class AssetService(Protocol):
 
     async def verify_asset(self, request: VerifyAssetRequest, ctx: RequestContext[VerifyAssetRequest, VerifyAssetResponse], /) -> VerifyAssetResponse:
         """
-        VerifyAsset reads the stored bytes again and compares. Damaged ones that nobody leases become
-        FAILED.
+        VerifyAsset reads the stored bytes again and compares. Damaged ones get no new leases.
 
         Errors: `not_found`.
         """
@@ -867,8 +866,7 @@ class AssetServiceClient(ConnectClient):
         timeout_ms: int | None = None,
     ) -> VerifyAssetResponse:
         """
-        VerifyAsset reads the stored bytes again and compares. Damaged ones that nobody leases become
-        FAILED.
+        VerifyAsset reads the stored bytes again and compares. Damaged ones get no new leases.
 
         Errors: `not_found`.
         """
@@ -1033,8 +1031,7 @@ class AssetServiceSync(Protocol):
 
     def verify_asset(self, request: VerifyAssetRequest, ctx: RequestContext[VerifyAssetRequest, VerifyAssetResponse], /) -> VerifyAssetResponse:
         """
-        VerifyAsset reads the stored bytes again and compares. Damaged ones that nobody leases become
-        FAILED.
+        VerifyAsset reads the stored bytes again and compares. Damaged ones get no new leases.
 
         Errors: `not_found`.
         """
@@ -1721,8 +1718,7 @@ class AssetServiceClientSync(ConnectClientSync):
         timeout_ms: int | None = None,
     ) -> VerifyAssetResponse:
         """
-        VerifyAsset reads the stored bytes again and compares. Damaged ones that nobody leases become
-        FAILED.
+        VerifyAsset reads the stored bytes again and compares. Damaged ones get no new leases.
 
         Errors: `not_found`.
         """

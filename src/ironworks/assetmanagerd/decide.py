@@ -1,0 +1,290 @@
+"""Decisions about assets: pure functions of (record, event or request, now)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from enum import StrEnum
+from types import MappingProxyType
+
+from ironworks.assetmanagerd.types import (
+    KIND_OF_FORMAT,
+    MAX_LABELS,
+    MAX_LEASED_ASSETS,
+    MAX_TEXT_CHARS,
+    MAX_TTL_SECONDS,
+    MIN_TTL_SECONDS,
+    Asset,
+    AssetKind,
+    AssetState,
+    Facts,
+    Verdict,
+    Who,
+)
+from ironworks.model.errors import FailedPrecondition, InvalidRequest, NotFound, PermissionDenied
+from ironworks.model.units import NS_PER_SECOND
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+_MAX_SOURCE_CHARS = 256
+
+
+class Event(StrEnum):
+    """What can happen to an asset."""
+
+    VALIDATED = "validated"
+    REFUSED = "refused"
+    LEASED = "leased"
+    LAST_LEASE_ENDED = "last_lease_ended"
+    ARCHIVED = "archived"
+    RESTORED = "restored"
+    DELETED = "deleted"
+    COLLECTED = "collected"
+
+
+_S, _E = AssetState, Event
+TRANSITIONS: Mapping[tuple[AssetState, Event], AssetState] = MappingProxyType(
+    {
+        (_S.REGISTERED, _E.VALIDATED): _S.AVAILABLE,
+        (_S.REGISTERED, _E.REFUSED): _S.FAILED,
+        (_S.AVAILABLE, _E.LEASED): _S.IN_USE,
+        (_S.IN_USE, _E.LEASED): _S.IN_USE,
+        (_S.IN_USE, _E.LAST_LEASE_ENDED): _S.AVAILABLE,
+        (_S.AVAILABLE, _E.ARCHIVED): _S.ARCHIVED,
+        (_S.ARCHIVED, _E.RESTORED): _S.AVAILABLE,
+        (_S.ARCHIVED, _E.DELETED): _S.DELETED,
+        (_S.FAILED, _E.DELETED): _S.DELETED,
+        (_S.AVAILABLE, _E.COLLECTED): _S.DELETED,
+        (_S.FAILED, _E.COLLECTED): _S.DELETED,
+    }
+)
+"""All that can happen; what is not here is refused."""
+
+_WHAT_TO_DO: Mapping[tuple[AssetState, Event], str] = MappingProxyType(
+    {
+        (_S.AVAILABLE, _E.DELETED): "Archive it first.",
+        (_S.IN_USE, _E.DELETED): "Delete the VMs that use it, then archive it.",
+        (_S.IN_USE, _E.ARCHIVED): "Delete the VMs that use it first.",
+        (_S.ARCHIVED, _E.LEASED): "Restore it first.",
+        (_S.FAILED, _E.LEASED): "Register or build it again.",
+        (_S.REGISTERED, _E.LEASED): "Wait until it is available.",
+        (_S.AVAILABLE, _E.RESTORED): "It is usable as it is.",
+    }
+)
+
+
+def next_state(asset: Asset, event: Event) -> AssetState:
+    """The state of `asset` after `event`.
+
+    Raises:
+        FailedPrecondition: this cannot happen to it now; says why.
+    """
+    state = TRANSITIONS.get((asset.state, event))
+    if state is None:
+        raise FailedPrecondition(
+            f"Asset {asset.asset_id} is {asset.state.value} and cannot be {event.value}.",
+            hint=_WHAT_TO_DO.get((asset.state, event), ""),
+        )
+    return state
+
+
+def sees(who: Who, asset: Asset) -> bool:
+    """Whether `who` may know of `asset`: its own, and the platform's."""
+    return who.sees_all or asset.tenant_id in ("", who.tenant_id)
+
+
+def owns(who: Who, asset: Asset) -> bool:
+    """Whether `who` may change `asset`."""
+    return who.sees_all or asset.tenant_id == who.tenant_id
+
+
+def unknown_asset(asset_id: str) -> NotFound:
+    """The one answer for assets that do not exist and for those that are none of the caller's."""
+    return NotFound(
+        f"Asset {asset_id[:64]!r} is not known here.", hint="List the assets to see which are."
+    )
+
+
+def check_owned(who: Who, asset: Asset | None, asset_id: str) -> Asset:
+    """`asset` if `who` may change it.
+
+    Raises:
+        NotFound: there is none that the caller may know of.
+        PermissionDenied: it is the platform's, which the caller may only use.
+    """
+    if asset is None or not sees(who, asset):
+        raise unknown_asset(asset_id)
+    if not owns(who, asset):
+        raise PermissionDenied(
+            f"Asset {asset_id} belongs to the platform.", hint="Only an operator may change it."
+        )
+    return asset
+
+
+def owner_of(who: Who, facts: Facts) -> str:
+    """The tenant that will own what `who` registers; empty: the platform.
+
+    Raises:
+        PermissionDenied: platform assets are for operators and for services that act for no tenant.
+    """
+    if not facts.platform:
+        if not who.tenant_id:
+            raise PermissionDenied(
+                "An asset needs a tenant.", hint="Say `platform` to register it for everyone."
+            )
+        return who.tenant_id
+    if who.sees_all or (who.is_service and not who.tenant_id):
+        return ""
+    raise PermissionDenied("Only an operator may register assets for the platform.")
+
+
+def check_labels(labels: Mapping[str, str]) -> None:
+    """Refuse labels out of bounds.
+
+    Raises:
+        InvalidRequest: too many, too long, or an empty key.
+    """
+    if len(labels) > MAX_LABELS:
+        raise InvalidRequest(f"At most {MAX_LABELS} labels.")
+    if any(not key or max(len(key), len(value)) > MAX_TEXT_CHARS for key, value in labels.items()):
+        raise InvalidRequest(f"Keys and values of labels have 1 to {MAX_TEXT_CHARS} characters.")
+
+
+def check_facts(facts: Facts, max_asset_bytes: int) -> None:
+    """Refuse facts out of bounds.
+
+    Raises:
+        InvalidRequest: says which.
+    """
+    check_sha256(facts.sha256)
+    if not 0 < facts.size_bytes <= max_asset_bytes:
+        raise InvalidRequest(f"size_bytes must be 1 to {max_asset_bytes}.")
+    if facts.format is not None and KIND_OF_FORMAT[facts.format] is not facts.kind:
+        raise InvalidRequest(f"{facts.format.value} is not a format of a {facts.kind.value}.")
+    if facts.kind is AssetKind.SNAPSHOT and facts.format is None:
+        raise InvalidRequest("A snapshot must say its format.")
+    texts = (facts.media_type, facts.architecture, facts.build_id)
+    if max(map(len, texts)) > MAX_TEXT_CHARS or len(facts.source_digest) > _MAX_SOURCE_CHARS:
+        raise InvalidRequest(
+            f"media_type, architecture and build_id have at most {MAX_TEXT_CHARS} characters, "
+            f"source_digest at most {_MAX_SOURCE_CHARS}."
+        )
+    check_labels(facts.labels)
+
+
+def check_sha256(text: str) -> None:
+    """Refuse what is not 64 hexadecimal digits in lower case.
+
+    Raises:
+        InvalidRequest: it is not.
+    """
+    if not _SHA256.fullmatch(text):
+        raise InvalidRequest("sha256 must be 64 hexadecimal digits in lower case.")
+
+
+def check_file_name(name: str, field: str) -> str:
+    """`name` if it is one harmless path component.
+
+    Raises:
+        InvalidRequest: it is not.
+    """
+    if not _FILE_NAME.fullmatch(name):
+        raise InvalidRequest(
+            f"{field} must be 1 to 128 characters of A-Za-z0-9._- and may not begin with a dot."
+        )
+    return name
+
+
+def media_type(facts: Facts, format_value: str) -> str:
+    """The media type of an asset that did not say one."""
+    return facts.media_type or f"application/vnd.ironworks.{facts.kind.value}.{format_value}"
+
+
+def lease_seconds(asked_seconds: int, default_seconds: int) -> int:
+    """Time of a lease.
+
+    Raises:
+        InvalidRequest: out of bounds.
+    """
+    seconds = asked_seconds or default_seconds
+    if not MIN_TTL_SECONDS <= seconds <= MAX_TTL_SECONDS:
+        raise InvalidRequest(
+            f"ttl_seconds must be {MIN_TTL_SECONDS} to {MAX_TTL_SECONDS}; 0 is the default."
+        )
+    return seconds
+
+
+def check_lease_request(asset_ids: tuple[str, ...], holder: str, purpose: str) -> None:
+    """Refuse a request for a lease that is out of bounds.
+
+    Raises:
+        InvalidRequest: says why.
+    """
+    if not 1 <= len(asset_ids) <= MAX_LEASED_ASSETS or len(set(asset_ids)) != len(asset_ids):
+        raise InvalidRequest(f"A lease holds 1 to {MAX_LEASED_ASSETS} different assets.")
+    if not 1 <= len(holder) <= MAX_TEXT_CHARS or len(purpose) > 2 * MAX_TEXT_CHARS:
+        raise InvalidRequest(
+            f"holder has 1 to {MAX_TEXT_CHARS} characters, purpose at most {2 * MAX_TEXT_CHARS}."
+        )
+
+
+def check_leasable(asset: Asset) -> AssetState:
+    """The state that `asset` has once leased.
+
+    Raises:
+        FailedPrecondition: it cannot be leased; says why.
+    """
+    if asset.damage:
+        raise FailedPrecondition(
+            f"The bytes of asset {asset.asset_id} are damaged.", hint="Register or build it again."
+        )
+    return next_state(asset, Event.LEASED)
+
+
+def collectable_at_ns(asset: Asset, ttl_seconds: int) -> int:
+    """Earliest time at which garbage collection may take an asset; 0 unless AVAILABLE."""
+    if asset.state is not AssetState.AVAILABLE:
+        return 0
+    return max(asset.created_at_ns, asset.last_used_at_ns) + ttl_seconds * NS_PER_SECOND
+
+
+def judge(
+    asset: Asset, *, now_ns: int, ttl_seconds: int, failed_ttl_seconds: int, needed: bool
+) -> Verdict:
+    """Whether garbage collection takes an asset, and why.
+
+    Args:
+        asset: The record, with its number of leases.
+        now_ns: The time.
+        ttl_seconds: Time that an asset may go unused.
+        failed_ttl_seconds: Time that the record of a failure is kept.
+        needed: The platform's newest of its kind: VMs to come boot with it.
+    """
+    keep = _reason_to_keep(asset, now_ns, ttl_seconds, failed_ttl_seconds, needed=needed)
+    if keep:
+        return Verdict(asset_id=asset.asset_id, collected=False, reason=keep)
+    if asset.state is AssetState.FAILED:
+        return Verdict(asset_id=asset.asset_id, collected=True, reason="Its registration failed.")
+    return Verdict(
+        asset_id=asset.asset_id,
+        collected=True,
+        reason=f"Nobody has used it for {ttl_seconds} s.",
+        freed_bytes=asset.size_bytes,
+    )
+
+
+def _reason_to_keep(
+    asset: Asset, now_ns: int, ttl_seconds: int, failed_ttl_seconds: int, *, needed: bool
+) -> str:
+    if asset.state is AssetState.FAILED:
+        until_ns = asset.updated_at_ns + failed_ttl_seconds * NS_PER_SECOND
+        return "" if now_ns >= until_ns else "It failed a short time ago; the reason is kept."
+    if asset.lease_count or asset.state is AssetState.IN_USE:
+        return f"{asset.lease_count} leases hold it."
+    if (asset.state, Event.COLLECTED) not in TRANSITIONS:
+        return f"It is {asset.state.value}."
+    if needed:
+        return "It is the platform's newest of its kind."
+    if now_ns < collectable_at_ns(asset, ttl_seconds):
+        return f"It has been unused for less than {ttl_seconds} s."
+    return ""

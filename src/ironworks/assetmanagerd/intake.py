@@ -1,0 +1,456 @@
+"""How bytes become assets: registration of staged files, and uploads.
+
+The record is written REGISTERED, with the name of its staged file, before the file is touched;
+`resume` takes up what a crash left in that state. While one SHA-256 is being worked on, nothing
+else here works on the same: neither a second registration nor the removal of its bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import structlog
+from sqlalchemy import Connection
+
+from ironworks.assetmanagerd import lease_store, store
+from ironworks.assetmanagerd.bytes.formats import Found, examine
+from ironworks.assetmanagerd.bytes.local import LocalBytes
+from ironworks.assetmanagerd.decide import (
+    Event,
+    check_facts,
+    check_file_name,
+    media_type,
+    next_state,
+    owner_of,
+)
+from ironworks.assetmanagerd.types import (
+    Asset,
+    AssetSettings,
+    AssetState,
+    Facts,
+    Upload,
+    Who,
+)
+from ironworks.model.errors import (
+    Aborted,
+    FailedPrecondition,
+    InvalidRequest,
+    IronError,
+    NotFound,
+)
+from ironworks.model.ids import new_id
+from ironworks.model.units import NS_PER_SECOND
+from ironworks.runtime.clock import Clock, Entropy
+from ironworks.storage.sql import Database
+
+_log = structlog.stdlib.get_logger()
+_MAX_KEY_CHARS = 128
+_FLUSH_BYTES = 4 * 1024 * 1024
+
+
+class DigestLocks:
+    """One lock per SHA-256, for as long as somebody wants it."""
+
+    def __init__(self) -> None:
+        self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
+
+    @asynccontextmanager
+    async def held(self, sha256: str) -> AsyncGenerator[None]:
+        """Hold the lock of one SHA-256."""
+        lock, users = self._locks.get(sha256, (asyncio.Lock(), 0))
+        self._locks[sha256] = (lock, users + 1)
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, users = self._locks[sha256]
+            if users == 1:
+                del self._locks[sha256]
+            else:
+                self._locks[sha256] = (lock, users - 1)
+
+
+class Intake:
+    """Takes bytes in."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        files: LocalBytes,
+        locks: DigestLocks,
+        settings: AssetSettings,
+        clock: Clock,
+        entropy: Entropy,
+    ) -> None:
+        self._database = database
+        self._files = files
+        self._locks = locks
+        self._settings = settings
+        self._clock = clock
+        self._entropy = entropy
+        self._streams: set[str] = set()
+
+    async def register(
+        self, who: Who, facts: Facts, staged_name: str, key: str
+    ) -> tuple[Asset, bool]:
+        """The asset of a staged file, validated; and whether it existed.
+
+        Raises:
+            InvalidRequest: the facts are out of bounds, or the bytes are not what they say.
+            NotFound: nothing is staged under the name.
+            FailedPrecondition: the owner has archived these bytes.
+        """
+        check_facts(facts, self._settings.max_asset_bytes)
+        check_file_name(staged_name, "staged_name")
+        owner = owner_of(who, facts)
+        async with self._locks.held(facts.sha256):
+            asset, mine = await self._claim(who, owner, facts, staged_name, key)
+            if mine:
+                return await self._validate(asset, facts, who.actor), False
+            if await self._lacks_bytes(asset):
+                return await self._mend(asset, facts, staged_name, who.actor), True
+            await asyncio.to_thread(self._files.discard, staged_name)
+            return _usable(asset), True
+
+    async def _claim(
+        self, who: Who, owner: str, facts: Facts, staged_name: str, key: str
+    ) -> tuple[Asset, bool]:
+        """The record for the bytes, and whether this call is the one that has to validate them."""
+        now_ns = self._clock.now_ns()
+        fresh = Asset(
+            asset_id=new_id("ast", self._clock, self._entropy),
+            tenant_id=owner,
+            kind=facts.kind,
+            format=facts.format,
+            state=AssetState.REGISTERED,
+            size_bytes=facts.size_bytes,
+            sha256=facts.sha256,
+            media_type=facts.media_type,
+            architecture=facts.architecture,
+            source_digest=facts.source_digest,
+            build_id=facts.build_id,
+            image_config=facts.image_config,
+            labels=facts.labels,
+            staged_name=staged_name,
+            created_at_ns=now_ns,
+            updated_at_ns=now_ns,
+        )
+
+        def work(connection: Connection) -> tuple[Asset, bool]:
+            live = store.find_live(connection, owner, facts.sha256)
+            resource_id = live.asset_id if live else fresh.asset_id
+            claimed = lease_store.claim(
+                connection,
+                scope=f"{owner}:register",
+                key=key,
+                request=lease_store.facts_bytes(facts),
+                resource_id=resource_id,
+                now_ns=now_ns,
+            )
+            known = store.read_asset(connection, claimed)
+            if known is not None and known.state is not AssetState.DELETED:
+                # REGISTERED: an earlier call died within the validation, which is done again.
+                return known, known.state is AssetState.REGISTERED
+            if live is not None:
+                return live, live.state is AssetState.REGISTERED
+            store.insert_asset(connection, fresh, who.actor)
+            store.undoom(connection, facts.sha256)
+            return fresh, True
+
+        return await self._database.write(work)
+
+    async def _validate(self, asset: Asset, facts: Facts, actor: str) -> Asset:
+        """Read the bytes, put them where assets are, and say what became of the record."""
+        try:
+            found = await asyncio.to_thread(self._take, asset, facts)
+        except InvalidRequest as error:
+            await self._settle(asset, Event.REFUSED, actor, reason=error.message)
+            await asyncio.to_thread(self._files.discard, asset.staged_name)
+            raise
+        except NotFound:
+            await self._settle(asset, Event.REFUSED, actor, reason="Its bytes never arrived.")
+            raise
+        validated = replace(
+            asset,
+            format=found.format,
+            architecture=facts.architecture or found.architecture,
+            media_type=media_type(facts, found.format.value),
+        )
+        return await self._settle(asset, Event.VALIDATED, actor, changed=validated)
+
+    def _take(self, asset: Asset, facts: Facts) -> Found:
+        """Validate the staged file and make it the stored one."""
+        try:
+            sha256, size_bytes, head = self._files.read_staged(asset.staged_name)
+        except NotFound:
+            # It may have been taken just before a crash.
+            if self._files.problem(asset.sha256, asset.size_bytes):
+                raise
+            fd = self._files.open_object(asset.sha256, asset.size_bytes)
+            try:
+                head = os.pread(fd, 65536, 0)
+            finally:
+                os.close(fd)
+            return examine(head, asset.size_bytes, facts)
+        if size_bytes != asset.size_bytes:
+            raise InvalidRequest(f"There are {size_bytes} bytes, not {asset.size_bytes}.")
+        if sha256 != asset.sha256:
+            raise InvalidRequest("The bytes have another SHA-256 than was claimed.")
+        found = examine(head, size_bytes, facts)
+        self._files.adopt(asset.staged_name, sha256)
+        return found
+
+    async def _lacks_bytes(self, asset: Asset) -> bool:
+        if asset.state not in (AssetState.AVAILABLE, AssetState.IN_USE):
+            return False
+        return bool(asset.damage) or not await asyncio.to_thread(self._files.has, asset.sha256)
+
+    async def _mend(self, asset: Asset, facts: Facts, staged_name: str, actor: str) -> Asset:
+        """Give an asset whose stored bytes are damaged the same bytes again."""
+        staged = replace(asset, staged_name=staged_name)
+        await asyncio.to_thread(self._take, staged, facts)
+        now_ns = self._clock.now_ns()
+
+        def work(connection: Connection) -> Asset:
+            present = store.read_asset(connection, asset.asset_id) or asset
+            after = replace(present, damage="")
+            return store.change_asset(
+                connection, present, after, reason="Mended.", actor=actor, now_ns=now_ns
+            )
+
+        return await self._database.write(work)
+
+    async def _settle(
+        self,
+        asset: Asset,
+        event: Event,
+        actor: str,
+        *,
+        reason: str = "",
+        changed: Asset | None = None,
+    ) -> Asset:
+        now_ns = self._clock.now_ns()
+
+        def work(connection: Connection) -> Asset:
+            after = replace(
+                changed or asset, state=next_state(asset, event), reason=reason, staged_name=""
+            )
+            return store.change_asset(
+                connection,
+                asset,
+                after,
+                reason=reason or "The bytes are what was claimed.",
+                actor=actor,
+                now_ns=now_ns,
+            )
+
+        return await self._database.write(work)
+
+    async def resume(self) -> int:
+        """Take up registrations that a crash interrupted; answers how many."""
+        waiting = await self._database.read(
+            lambda connection: store.in_state(connection, AssetState.REGISTERED, 1000)
+        )
+        for asset in waiting:
+            async with self._locks.held(asset.sha256):
+                present = await self._database.read(
+                    lambda connection, asset_id=asset.asset_id: store.read_asset(
+                        connection, asset_id
+                    )
+                )
+                if present is None or present.state is not AssetState.REGISTERED:
+                    continue
+                try:
+                    await self._validate(present, _facts_of(present), "assetmanagerd")
+                except IronError as error:
+                    _log.warning("registration_failed", asset=asset.asset_id, error=str(error))
+        return len(waiting)
+
+    # --- uploads ----------------------------------------------------------------------------------
+
+    async def upload(
+        self,
+        who: Who,
+        facts: Facts,
+        *,
+        upload_id: str,
+        key: str,
+        offset_bytes: int,
+        chunks: AsyncIterator[bytes],
+    ) -> tuple[Asset, bool]:
+        """Take a stream of bytes from `offset_bytes` on, then register them.
+
+        Raises:
+            FailedPrecondition: the upload does not stand at `offset_bytes`.
+            InvalidRequest: the stream ends short or goes on too long, or as `register`.
+            Aborted: another stream of the same upload is under way.
+        """
+        check_facts(facts, self._settings.max_asset_bytes)
+        if not 1 <= len(key) <= _MAX_KEY_CHARS:
+            raise InvalidRequest(f"idempotency_key must have 1 to {_MAX_KEY_CHARS} characters.")
+        owner = owner_of(who, facts)
+        upload = await self._begin(owner, facts, upload_id, key)
+        if upload.asset_id:
+            return await self._finished(upload), True
+        if upload.upload_id in self._streams:
+            raise Aborted("Another stream of this upload is under way.")
+        self._streams.add(upload.upload_id)
+        try:
+            await self._receive(upload, offset_bytes, chunks)
+            asset, existed = await self.register(
+                who, facts, upload.staged_name, key=f"{upload.upload_id}"
+            )
+        except InvalidRequest:
+            await self._database.write(
+                lambda connection: lease_store.delete_upload(connection, upload.upload_id)
+            )
+            await asyncio.to_thread(self._files.discard, upload.staged_name)
+            raise
+        finally:
+            self._streams.discard(upload.upload_id)
+        await self._touch(upload.upload_id, asset.asset_id)
+        return asset, existed
+
+    async def get_upload(self, who: Who, upload_id: str, key: str) -> Upload:
+        """How far an upload has come.
+
+        Raises:
+            NotFound: there is none that the caller may know of.
+        """
+
+        def work(connection: Connection) -> Upload | None:
+            if upload_id:
+                return lease_store.read_upload(connection, upload_id)
+            return lease_store.find_upload(connection, who.tenant_id, key)
+
+        upload = await self._database.read(work)
+        if upload is None or not (who.sees_all or upload.tenant_id == who.tenant_id):
+            raise NotFound("This upload is not known here.", hint="Start it again from 0.")
+        return await self._with_offset(upload)
+
+    async def _with_offset(self, upload: Upload) -> Upload:
+        if upload.asset_id:
+            return replace(upload, offset_bytes=upload.facts.size_bytes)
+        size_bytes = await asyncio.to_thread(self._files.staged_size, upload.staged_name)
+        return replace(upload, offset_bytes=size_bytes)
+
+    async def _begin(self, owner: str, facts: Facts, upload_id: str, key: str) -> Upload:
+        now_ns = self._clock.now_ns()
+        fresh = Upload(
+            upload_id=new_id("upl", self._clock, self._entropy),
+            tenant_id=owner,
+            facts=facts,
+            idempotency_key=key,
+            expires_at_ns=now_ns + self._settings.upload_ttl_seconds * NS_PER_SECOND,
+        )
+
+        def work(connection: Connection) -> Upload:
+            known = lease_store.find_upload(connection, owner, key)
+            if known is None and upload_id:
+                raise NotFound("This upload is not known here.", hint="Start it again from 0.")
+            if known is None:
+                lease_store.insert_upload(connection, fresh)
+                return fresh
+            if known.facts != facts or upload_id not in ("", known.upload_id):
+                raise InvalidRequest("This idempotency_key was used for another upload.")
+            return known
+
+        return await self._with_offset(await self._database.write(work))
+
+    async def _receive(
+        self, upload: Upload, offset_bytes: int, chunks: AsyncIterator[bytes]
+    ) -> None:
+        if offset_bytes != upload.offset_bytes:
+            raise FailedPrecondition(
+                f"This upload stands at {upload.offset_bytes} bytes, not at {offset_bytes}.",
+                hint="Ask GetUpload, and begin there.",
+            )
+        name, size_bytes = upload.staged_name, upload.facts.size_bytes
+        await asyncio.to_thread(self._files.check_room, size_bytes - offset_bytes)
+        waiting = bytearray()
+        try:
+            async for chunk in chunks:
+                if offset_bytes + len(waiting) + len(chunk) > size_bytes:
+                    raise InvalidRequest(f"The stream is longer than {size_bytes} bytes.")
+                waiting += chunk
+                if len(waiting) >= _FLUSH_BYTES:
+                    await asyncio.to_thread(self._files.append, name, offset_bytes, bytes(waiting))
+                    offset_bytes += len(waiting)
+                    waiting.clear()
+        finally:
+            # A stream that breaks leaves what has come, so that the next one can go on.
+            if waiting:
+                await asyncio.to_thread(self._files.append, name, offset_bytes, bytes(waiting))
+                offset_bytes += len(waiting)
+            await asyncio.to_thread(self._files.sync, name)
+            await self._touch(upload.upload_id, "")
+        if offset_bytes != size_bytes:
+            raise FailedPrecondition(
+                f"The stream ended at {offset_bytes} of {size_bytes} bytes.",
+                hint="Ask GetUpload, and send the rest.",
+            )
+
+    async def _touch(self, upload_id: str, asset_id: str) -> None:
+        expires_at_ns = self._clock.now_ns() + self._settings.upload_ttl_seconds * NS_PER_SECOND
+        await self._database.write(
+            lambda connection: lease_store.touch_upload(
+                connection, upload_id, expires_at_ns=expires_at_ns, asset_id=asset_id
+            )
+        )
+
+    async def _finished(self, upload: Upload) -> Asset:
+        asset = await self._database.read(
+            lambda connection: store.read_asset(connection, upload.asset_id)
+        )
+        if asset is None:
+            raise NotFound("The asset of this upload is not known here any more.")
+        return _usable(asset)
+
+    async def forget_uploads(self) -> int:
+        """Remove uploads that stood still for too long; answers how many."""
+        now_ns = self._clock.now_ns()
+        old = await self._database.read(
+            lambda connection: lease_store.expired_uploads(connection, now_ns)
+        )
+        for upload in old:
+            if upload.upload_id in self._streams:
+                continue
+            await asyncio.to_thread(self._files.discard, upload.staged_name)
+            await self._database.write(
+                lambda connection, upload_id=upload.upload_id: lease_store.delete_upload(
+                    connection, upload_id
+                )
+            )
+        return len(old)
+
+
+def _usable(asset: Asset) -> Asset:
+    """An asset that was registered before, if it can be used.
+
+    Raises:
+        FailedPrecondition: it is archived.
+        InvalidRequest: it failed.
+    """
+    if asset.state is AssetState.ARCHIVED:
+        raise FailedPrecondition(
+            f"These bytes are archived as {asset.asset_id}.", hint="Restore that asset."
+        )
+    if asset.state is AssetState.FAILED:
+        raise InvalidRequest(asset.reason)
+    return asset
+
+
+def _facts_of(asset: Asset) -> Facts:
+    return Facts(
+        kind=asset.kind,
+        sha256=asset.sha256,
+        size_bytes=asset.size_bytes,
+        format=asset.format,
+        media_type=asset.media_type,
+        architecture=asset.architecture,
+    )

@@ -1,0 +1,285 @@
+"""Leases: taken before bytes are touched, renewed, given back, expired; and what they let place."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from sqlalchemy import Connection
+
+from ironworks.assetmanagerd import lease_store, store
+from ironworks.assetmanagerd.bytes.local import LocalBytes
+from ironworks.assetmanagerd.bytes.place import open_below, place, split_below
+from ironworks.assetmanagerd.decide import (
+    Event,
+    check_file_name,
+    check_leasable,
+    check_lease_request,
+    lease_seconds,
+    next_state,
+    sees,
+    unknown_asset,
+)
+from ironworks.assetmanagerd.types import (
+    MAX_LEASED_ASSETS,
+    MAX_RENEWED_LEASES,
+    Asset,
+    AssetSettings,
+    Lease,
+    LeaseFilter,
+    LeaseState,
+    Placed,
+    Who,
+)
+from ironworks.model.errors import FailedPrecondition, InvalidRequest, NotFound
+from ironworks.model.ids import new_id
+from ironworks.model.pages import PageSpec
+from ironworks.model.units import NS_PER_SECOND
+from ironworks.runtime.clock import Clock, Entropy
+from ironworks.storage.sql import Database
+
+_BATCH = 500
+
+
+class Leasing:
+    """Use cases over leases."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        files: LocalBytes,
+        settings: AssetSettings,
+        clock: Clock,
+        entropy: Entropy,
+    ) -> None:
+        self._database = database
+        self._files = files
+        self._settings = settings
+        self._clock = clock
+        self._entropy = entropy
+
+    async def acquire(
+        self,
+        who: Who,
+        asset_ids: Sequence[str],
+        *,
+        holder: str,
+        purpose: str,
+        ttl_seconds: int,
+        key: str,
+    ) -> tuple[Lease, list[Asset]]:
+        """A lease on all of the assets, and the assets as they are then.
+
+        Raises:
+            NotFound: one of them is none that the caller may know of.
+            FailedPrecondition: one of them cannot be leased.
+        """
+        wanted = tuple(asset_ids)
+        check_lease_request(wanted, holder, purpose)
+        seconds = lease_seconds(ttl_seconds, self._settings.lease_ttl_seconds)
+        now_ns = self._clock.now_ns()
+        fresh = Lease(
+            lease_id=new_id("lse", self._clock, self._entropy),
+            tenant_id=who.tenant_id,
+            asset_ids=wanted,
+            owner=who.actor,
+            holder=holder,
+            purpose=purpose,
+            state=LeaseState.ACTIVE,
+            created_at_ns=now_ns,
+            expires_at_ns=now_ns + seconds * NS_PER_SECOND,
+        )
+
+        def work(connection: Connection) -> tuple[Lease, list[Asset]]:
+            claimed = lease_store.claim(
+                connection,
+                scope=f"{who.tenant_id}:{who.actor}:acquire",
+                key=key,
+                request="\n".join((*wanted, holder, purpose, str(seconds))).encode(),
+                resource_id=fresh.lease_id,
+                now_ns=now_ns,
+            )
+            if claimed != fresh.lease_id:
+                known = lease_store.read_leases(connection, [claimed])
+                if known:
+                    return known[0], _in_order(connection, known[0].asset_ids)
+            for asset in self._leasable(connection, who, wanted):
+                after = replace(asset, state=check_leasable(asset), last_used_at_ns=now_ns)
+                store.change_asset(
+                    connection,
+                    asset,
+                    after,
+                    reason=f"Leased for {holder}.",
+                    actor=who.actor,
+                    now_ns=now_ns,
+                )
+            lease_store.insert_lease(connection, fresh)
+            return fresh, _in_order(connection, wanted)
+
+        return await self._database.write(work)
+
+    def _leasable(self, connection: Connection, who: Who, asset_ids: Sequence[str]) -> list[Asset]:
+        known = store.read_assets(connection, asset_ids)
+        for asset_id in asset_ids:
+            if asset_id not in known or not sees(who, known[asset_id]):
+                raise unknown_asset(asset_id)
+        return [known[asset_id] for asset_id in asset_ids]
+
+    async def renew(
+        self, who: Who, lease_ids: Sequence[str], ttl_seconds: int
+    ) -> tuple[list[Lease], list[str]]:
+        """Leases that are kept, and ids of those that are lost."""
+        if not 1 <= len(lease_ids) <= MAX_RENEWED_LEASES:
+            raise InvalidRequest(f"1 to {MAX_RENEWED_LEASES} leases are renewed at once.")
+        seconds = lease_seconds(ttl_seconds, self._settings.lease_ttl_seconds)
+        expires_at_ns = self._clock.now_ns() + seconds * NS_PER_SECOND
+
+        def work(connection: Connection) -> list[Lease]:
+            kept = [
+                lease
+                for lease in lease_store.read_leases(connection, lease_ids)
+                if _holds(who, lease) and lease.state is LeaseState.ACTIVE
+            ]
+            lease_store.renew_leases(connection, [one.lease_id for one in kept], expires_at_ns)
+            return [replace(lease, expires_at_ns=expires_at_ns) for lease in kept]
+
+        kept = await self._database.write(work)
+        lost = set(lease_ids) - {lease.lease_id for lease in kept}
+        return kept, sorted(lost)
+
+    async def release(self, who: Who, lease_id: str) -> Lease:
+        """A lease, ended.
+
+        Raises:
+            NotFound: it is not known, or another service's.
+        """
+        now_ns = self._clock.now_ns()
+
+        def work(connection: Connection) -> Lease:
+            lease = _own_lease(connection, who, lease_id)
+            if lease.state is not LeaseState.ACTIVE:
+                return lease
+            return self._end(connection, lease, LeaseState.RELEASED, who.actor, now_ns)
+
+        return await self._database.write(work)
+
+    def _end(
+        self, connection: Connection, lease: Lease, state: LeaseState, actor: str, now_ns: int
+    ) -> Lease:
+        lease_store.end_lease(connection, lease.lease_id, state, now_ns)
+        for asset in store.read_assets(connection, lease.asset_ids).values():
+            after = replace(asset, last_used_at_ns=now_ns)
+            if asset.lease_count == 0:
+                after = replace(after, state=next_state(asset, Event.LAST_LEASE_ENDED))
+            store.change_asset(
+                connection,
+                asset,
+                after,
+                reason=f"The last lease, of {lease.holder}, was {state.value}.",
+                actor=actor,
+                now_ns=now_ns,
+            )
+        return replace(lease, state=state, ended_at_ns=now_ns)
+
+    async def leases(self, who: Who, query: LeaseFilter, page: PageSpec) -> list[Lease]:
+        """A page of leases, and one more if there is one more."""
+        owner = who.actor if who.is_service else ""
+        return await self._database.read(
+            lambda connection: lease_store.list_leases(
+                connection, replace(query, owner=owner), page
+            )
+        )
+
+    async def expire_leases(self) -> int:
+        """End leases whose time is over; answers how many."""
+        now_ns = self._clock.now_ns()
+
+        def work(connection: Connection) -> int:
+            over = lease_store.expired_leases(connection, now_ns, _BATCH)
+            for lease in over:
+                self._end(connection, lease, LeaseState.EXPIRED, "expiry", now_ns)
+            return len(over)
+
+        return await self._database.write(work)
+
+    async def grace(self) -> int:
+        """Give owners time to renew after a start: while this was down, they could not."""
+        until_ns = self._clock.now_ns() + self._settings.lease_ttl_seconds * NS_PER_SECOND
+        return await self._database.write(
+            lambda connection: lease_store.grace(connection, until_ns)
+        )
+
+    # --- placing ----------------------------------------------------------------------------------
+
+    async def prepare(
+        self, who: Who, lease_id: str, directory: str, files: Sequence[tuple[str, str]]
+    ) -> list[Placed]:
+        """Place leased assets, as (asset id, file name), in a directory.
+
+        Raises:
+            NotFound: the lease is not the caller's, or does not hold the asset.
+            FailedPrecondition: the lease has ended, or a file of that name is there.
+            PermissionDenied: the directory is below none of the roots.
+            DataLoss: stored bytes are gone.
+        """
+        if not 1 <= len(files) <= MAX_LEASED_ASSETS:
+            raise InvalidRequest(f"1 to {MAX_LEASED_ASSETS} files are placed at once.")
+        for _, name in files:
+            check_file_name(name, "file_name")
+        root, parts = split_below(directory, self._settings.roots())
+        assets = await self._database.read(
+            lambda connection: self._held(connection, who, lease_id, [file[0] for file in files])
+        )
+
+        def work() -> list[Placed]:
+            fd = open_below(root, parts)
+            try:
+                return [self._place(assets[asset_id], name, fd) for asset_id, name in files]
+            finally:
+                os.close(fd)
+
+        return await asyncio.to_thread(work)
+
+    def _held(
+        self, connection: Connection, who: Who, lease_id: str, asset_ids: Sequence[str]
+    ) -> Mapping[str, Asset]:
+        lease = _own_lease(connection, who, lease_id)
+        if lease.state is not LeaseState.ACTIVE:
+            raise FailedPrecondition(
+                f"Lease {lease_id} was {lease.state.value}.", hint="Acquire a new one."
+            )
+        for asset_id in asset_ids:
+            if asset_id not in lease.asset_ids:
+                raise NotFound(f"Lease {lease_id} does not hold asset {asset_id[:64]!r}.")
+        return store.read_assets(connection, asset_ids)
+
+    def _place(self, asset: Asset, name: str, directory_fd: int) -> Placed:
+        method = place(
+            self._files,
+            sha256=asset.sha256,
+            size_bytes=asset.size_bytes,
+            directory_fd=directory_fd,
+            file_name=name,
+        )
+        return Placed(
+            asset_id=asset.asset_id, file_name=name, method=method, size_bytes=asset.size_bytes
+        )
+
+
+def _in_order(connection: Connection, asset_ids: Sequence[str]) -> list[Asset]:
+    known = store.read_assets(connection, asset_ids)
+    return [known[asset_id] for asset_id in asset_ids if asset_id in known]
+
+
+def _holds(who: Who, lease: Lease) -> bool:
+    return lease.owner == who.actor and who.tenant_id in ("", lease.tenant_id)
+
+
+def _own_lease(connection: Connection, who: Who, lease_id: str) -> Lease:
+    found = lease_store.read_leases(connection, [lease_id])
+    if not found or not _holds(who, found[0]):
+        raise NotFound(f"Lease {lease_id[:64]!r} is not known here.")
+    return found[0]

@@ -1,0 +1,42 @@
+"""Loops of assetmanagerd."""
+
+from __future__ import annotations
+
+from ironworks.assetmanagerd.app import Registry
+from ironworks.assetmanagerd.intake import Intake
+from ironworks.assetmanagerd.leasing import Leasing
+from ironworks.assetmanagerd.types import AssetSettings
+from ironworks.runtime.reconcile import Reconciler, Report
+
+_EXPIRY_PERIOD_SECONDS = 5.0
+
+
+def reconcilers(
+    registry: Registry, leasing: Leasing, intake: Intake, settings: AssetSettings
+) -> list[Reconciler]:
+    """Expiry of leases, completion of interrupted registrations, garbage collection."""
+
+    async def expire() -> Report:
+        return Report(counts={"expired": await leasing.expire_leases()})
+
+    async def resume() -> Report:
+        return Report(counts={"resumed": await intake.resume()})
+
+    async def collect() -> Report:
+        verdicts = await registry.collect(dry_run=False)
+        swept = await registry.sweep()
+        return Report(
+            counts={
+                "looked_at": len(verdicts),
+                "collected": sum(verdict.collected for verdict in verdicts),
+                "uploads": await intake.forget_uploads(),
+                **swept,
+            }
+        )
+
+    gc_seconds = settings.asset_gc_period_seconds
+    return [
+        Reconciler("lease-expiry", _EXPIRY_PERIOD_SECONDS, expire),
+        Reconciler("registrations", 60.0, resume, timeout_seconds=3600.0),
+        Reconciler("garbage", gc_seconds, collect, timeout_seconds=gc_seconds),
+    ]

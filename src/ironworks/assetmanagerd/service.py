@@ -1,0 +1,65 @@
+"""Composition root of assetmanagerd."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from ironworks.assetmanagerd.api import Handlers
+from ironworks.assetmanagerd.app import Registry
+from ironworks.assetmanagerd.bytes.local import LocalBytes
+from ironworks.assetmanagerd.intake import DigestLocks, Intake
+from ironworks.assetmanagerd.leasing import Leasing
+from ironworks.assetmanagerd.reconcilers import reconcilers
+from ironworks.assetmanagerd.types import AssetSettings
+from ironworks.gen.ironworks.assetmanagerd.v1.asset_connect import AssetServiceASGIApplication
+from ironworks.runtime.service import Chassis, Parts
+from ironworks.storage.migrate import upgrade
+from ironworks.storage.sql import Database, sqlite_url
+
+NAME = "assetmanagerd"
+
+
+@asynccontextmanager
+async def compose(chassis: Chassis[AssetSettings]) -> AsyncGenerator[Parts]:
+    """Open the store and the bytes, and build everything that serves them."""
+    settings, clock, entropy = chassis.settings, chassis.clock, chassis.entropy
+    files = LocalBytes(settings.asset_dir, min_free_bytes=settings.min_free_bytes)
+    await asyncio.to_thread(files.open)
+    database = Database(sqlite_url(settings.data_dir / NAME / f"{NAME}.db"))
+    try:
+        await asyncio.to_thread(upgrade, database.engine, f"ironworks.{NAME}.migrations")
+        locks = DigestLocks()
+        registry = Registry(
+            database=database,
+            files=files,
+            locks=locks,
+            settings=settings,
+            clock=clock,
+            entropy=entropy,
+        )
+        intake = Intake(
+            database=database,
+            files=files,
+            locks=locks,
+            settings=settings,
+            clock=clock,
+            entropy=entropy,
+        )
+        leasing = Leasing(
+            database=database, files=files, settings=settings, clock=clock, entropy=entropy
+        )
+        await leasing.grace()
+        handlers = Handlers(
+            registry=registry,
+            leasing=leasing,
+            intake=intake,
+            ttl_seconds=settings.asset_ttl_seconds,
+        )
+        yield Parts(
+            applications=[chassis.application(AssetServiceASGIApplication, handlers)],
+            reconcilers=reconcilers(registry, leasing, intake, settings),
+        )
+    finally:
+        await asyncio.to_thread(database.close)

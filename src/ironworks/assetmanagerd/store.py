@@ -1,0 +1,328 @@
+"""Every SQL statement about assets: functions that take a `Connection`, each in a transaction.
+
+A change of an asset names the revision it was decided on; if the row has moved on, it is refused
+with `Aborted` and nothing is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from pydantic import TypeAdapter
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    and_,
+    delete,
+    exists,
+    func,
+    insert,
+    select,
+    update,
+)
+
+from ironworks.assetmanagerd.tables import ASSETS, DOOMED, EVENTS, LABELS, LEASED, LEASES
+from ironworks.assetmanagerd.types import (
+    Asset,
+    AssetEvent,
+    AssetFilter,
+    AssetFormat,
+    AssetKind,
+    AssetState,
+    ImageConfig,
+    LeaseState,
+    Who,
+)
+from ironworks.model.errors import Aborted
+from ironworks.model.pages import PageSpec
+
+_LABELS = TypeAdapter(dict[str, str])
+_CONFIG = TypeAdapter(ImageConfig)
+_DEAD = (AssetState.FAILED.value, AssetState.DELETED.value)
+_AnyRow = Row[tuple[object, ...]]
+
+LEASE_COUNT = (
+    select(func.count())
+    .select_from(LEASED.join(LEASES, LEASES.c.lease_id == LEASED.c.lease_id))
+    .where(LEASED.c.asset_id == ASSETS.c.asset_id, LEASES.c.state == LeaseState.ACTIVE.value)
+    .scalar_subquery()
+    .label("lease_count")
+)
+_SELECT = select(ASSETS, LEASE_COUNT)
+
+
+def config_text(config: ImageConfig | None) -> str:
+    """How an image's configuration is stored; equal ones are equal texts."""
+    return "" if config is None else _CONFIG.dump_json(config).decode()
+
+
+def _asset(row: _AnyRow) -> Asset:
+    return Asset(
+        asset_id=row.asset_id,
+        tenant_id=row.tenant_id,
+        kind=AssetKind(row.kind),
+        format=AssetFormat(row.format) if row.format else None,
+        state=AssetState(row.state),
+        reason=row.reason,
+        size_bytes=row.size_bytes,
+        sha256=row.sha256,
+        media_type=row.media_type,
+        architecture=row.architecture,
+        source_digest=row.source_digest,
+        build_id=row.build_id,
+        image_config=_CONFIG.validate_json(row.image_config) if row.image_config else None,
+        labels=_LABELS.validate_json(row.labels),
+        staged_name=row.staged_name,
+        damage=row.damage,
+        lease_count=row.lease_count,
+        created_at_ns=row.created_at_ns,
+        updated_at_ns=row.updated_at_ns,
+        last_used_at_ns=row.last_used_at_ns,
+        revision=row.revision,
+    )
+
+
+def _columns(asset: Asset) -> dict[str, object]:
+    live = asset.state.value not in _DEAD
+    return {
+        "tenant_id": asset.tenant_id,
+        "kind": asset.kind.value,
+        "format": asset.format.value if asset.format else "",
+        "state": asset.state.value,
+        "reason": asset.reason,
+        "size_bytes": asset.size_bytes,
+        "sha256": asset.sha256,
+        "media_type": asset.media_type,
+        "architecture": asset.architecture,
+        "source_digest": asset.source_digest,
+        "build_id": asset.build_id,
+        "image_config": config_text(asset.image_config),
+        "labels": _LABELS.dump_json(dict(sorted(asset.labels.items()))).decode(),
+        "staged_name": asset.staged_name,
+        "damage": asset.damage,
+        "created_at_ns": asset.created_at_ns,
+        "updated_at_ns": asset.updated_at_ns,
+        "last_used_at_ns": asset.last_used_at_ns,
+        "revision": asset.revision,
+        "live_key": f"{asset.tenant_id}:{asset.sha256}" if live else None,
+    }
+
+
+def insert_asset(connection: Connection, asset: Asset, actor: str) -> None:
+    """Add a record and the first entry of its history."""
+    connection.execute(insert(ASSETS).values(asset_id=asset.asset_id, **_columns(asset)))
+    for key, value in asset.labels.items():
+        connection.execute(insert(LABELS).values(asset_id=asset.asset_id, key=key, value=value))
+    _record(connection, asset, None, "Registered.", actor)
+
+
+def change_asset(
+    connection: Connection, before: Asset, after: Asset, *, reason: str, actor: str, now_ns: int
+) -> Asset:
+    """Write `after` over `before`; a change of state goes into the history.
+
+    Raises:
+        Aborted: the record is no longer `before`.
+    """
+    after = replace(after, revision=before.revision + 1, updated_at_ns=now_ns)
+    result = connection.execute(
+        update(ASSETS)
+        .where(ASSETS.c.asset_id == before.asset_id, ASSETS.c.revision == before.revision)
+        .values(**_columns(after))
+    )
+    if result.rowcount != 1:
+        raise Aborted(f"Asset {before.asset_id} has changed meanwhile; read it again.")
+    if after.state is not before.state:
+        _record(connection, after, before.state, reason, actor)
+    return after
+
+
+def _record(
+    connection: Connection, asset: Asset, before: AssetState | None, reason: str, actor: str
+) -> None:
+    connection.execute(
+        insert(EVENTS).values(
+            asset_id=asset.asset_id,
+            at_ns=asset.updated_at_ns,
+            from_state=before.value if before else "",
+            to_state=asset.state.value,
+            reason=reason,
+            actor=actor,
+        )
+    )
+
+
+def read_asset(connection: Connection, asset_id: str) -> Asset | None:
+    """One record, whoever owns it."""
+    row = connection.execute(_SELECT.where(ASSETS.c.asset_id == asset_id)).one_or_none()
+    return None if row is None else _asset(row)
+
+
+def read_assets(connection: Connection, asset_ids: Sequence[str]) -> dict[str, Asset]:
+    """Those of the records that exist, by id."""
+    rows = connection.execute(_SELECT.where(ASSETS.c.asset_id.in_(asset_ids)))
+    return {row.asset_id: _asset(row) for row in rows}
+
+
+def find_live(connection: Connection, tenant_id: str, sha256: str) -> Asset | None:
+    """The owner's record of these bytes that is neither FAILED nor DELETED."""
+    row = connection.execute(
+        _SELECT.where(ASSETS.c.live_key == f"{tenant_id}:{sha256}")
+    ).one_or_none()
+    return None if row is None else _asset(row)
+
+
+def _matching(query: AssetFilter) -> list[ColumnElement[bool]]:
+    terms: list[ColumnElement[bool]] = []
+    if query.states:
+        terms.append(ASSETS.c.state.in_([state.value for state in query.states]))
+    else:
+        terms.append(ASSETS.c.state != AssetState.DELETED.value)
+    if query.kind:
+        terms.append(ASSETS.c.kind == query.kind.value)
+    if query.format:
+        terms.append(ASSETS.c.format == query.format.value)
+    for column, value in (
+        (ASSETS.c.source_digest, query.source_digest),
+        (ASSETS.c.architecture, query.architecture),
+        (ASSETS.c.sha256, query.sha256),
+    ):
+        if value:
+            terms.append(column == value)
+    terms.extend(
+        exists().where(
+            LABELS.c.asset_id == ASSETS.c.asset_id, LABELS.c.key == key, LABELS.c.value == value
+        )
+        for key, value in query.labels.items()
+    )
+    return terms
+
+
+def _visible(who: Who) -> list[ColumnElement[bool]]:
+    return [] if who.sees_all else [ASSETS.c.tenant_id.in_(["", who.tenant_id])]
+
+
+def list_assets(
+    connection: Connection, who: Who, query: AssetFilter, page: PageSpec
+) -> list[Asset]:
+    """Newest first; one more than the page, if there is one more."""
+    statement = _SELECT.where(*_matching(query), *_visible(who))
+    if page.after:
+        statement = statement.where(ASSETS.c.asset_id < str(page.after[0]))
+    statement = statement.order_by(ASSETS.c.asset_id.desc()).limit(page.size + 1)
+    return [_asset(row) for row in connection.execute(statement)]
+
+
+def newest_assets(
+    connection: Connection, who: Who, query: AssetFilter
+) -> tuple[Asset | None, Asset | None, int]:
+    """Newest of the tenant's own, newest of the platform's, and how many match in all."""
+    usable = (AssetState.AVAILABLE, AssetState.IN_USE)
+    terms = [*_matching(replace(query, states=usable)), *_visible(who), ASSETS.c.damage == ""]
+
+    def newest(*more: ColumnElement[bool]) -> Asset | None:
+        statement = _SELECT.where(*terms, *more).order_by(ASSETS.c.asset_id.desc()).limit(1)
+        row = connection.execute(statement).one_or_none()
+        return None if row is None else _asset(row)
+
+    count = connection.execute(select(func.count()).select_from(ASSETS).where(*terms)).scalar_one()
+    return newest(ASSETS.c.tenant_id != ""), newest(ASSETS.c.tenant_id == ""), count
+
+
+def list_events(connection: Connection, asset_id: str, page: PageSpec) -> list[AssetEvent]:
+    """The history of one asset, oldest first; one more than the page, if there is one more."""
+    statement = select(EVENTS).where(EVENTS.c.asset_id == asset_id)
+    if page.after:
+        statement = statement.where(EVENTS.c.sequence > int(page.after[0]))
+    rows = connection.execute(statement.order_by(EVENTS.c.sequence).limit(page.size + 1))
+    return [
+        AssetEvent(
+            asset_id=row.asset_id,
+            sequence=row.sequence,
+            at_ns=row.at_ns,
+            from_state=AssetState(row.from_state) if row.from_state else None,
+            to_state=AssetState(row.to_state),
+            reason=row.reason,
+            actor=row.actor,
+        )
+        for row in rows
+    ]
+
+
+# --- for reconcilers ------------------------------------------------------------------------------
+
+
+def in_state(connection: Connection, state: AssetState, limit: int) -> list[Asset]:
+    """Records in a state, oldest first."""
+    statement = _SELECT.where(ASSETS.c.state == state.value)
+    rows = connection.execute(statement.order_by(ASSETS.c.asset_id).limit(limit))
+    return [_asset(row) for row in rows]
+
+
+def garbage_candidates(connection: Connection, limit: int) -> list[Asset]:
+    """Records that garbage collection looks at, those that were unused for longest first."""
+    states = [AssetState.AVAILABLE.value, AssetState.FAILED.value, AssetState.IN_USE.value]
+    statement: Select[tuple[object, ...]] = _SELECT.where(ASSETS.c.state.in_(states))
+    used_ns = func.max(ASSETS.c.created_at_ns, ASSETS.c.last_used_at_ns)
+    if connection.dialect.name != "sqlite":
+        used_ns = func.greatest(ASSETS.c.created_at_ns, ASSETS.c.last_used_at_ns)
+    rows = connection.execute(statement.order_by(used_ns, ASSETS.c.asset_id).limit(limit))
+    return [_asset(row) for row in rows]
+
+
+def needed_by_platform(connection: Connection) -> frozenset[str]:
+    """The platform's newest usable asset of each kind and architecture."""
+    statement = (
+        select(func.max(ASSETS.c.asset_id))
+        .where(
+            ASSETS.c.tenant_id == "",
+            ASSETS.c.damage == "",
+            ASSETS.c.state.in_([AssetState.AVAILABLE.value, AssetState.IN_USE.value]),
+        )
+        .group_by(ASSETS.c.kind, ASSETS.c.architecture)
+    )
+    return frozenset(connection.execute(statement).scalars())
+
+
+def doom_if_orphaned(connection: Connection, sha256: str, now_ns: int) -> bool:
+    """List bytes for removal unless a live record stands for them; answers whether they are."""
+    if sha256_in_use(connection, sha256):
+        return False
+    known = connection.execute(select(DOOMED.c.sha256).where(DOOMED.c.sha256 == sha256))
+    if known.one_or_none() is None:
+        connection.execute(insert(DOOMED).values(sha256=sha256, at_ns=now_ns))
+    return True
+
+
+def sha256_in_use(connection: Connection, sha256: str) -> bool:
+    """Whether a record that is neither FAILED nor DELETED stands for these bytes."""
+    term = and_(ASSETS.c.sha256 == sha256, ASSETS.c.state.not_in(_DEAD))
+    return connection.execute(select(exists().where(term))).scalar_one()
+
+
+def doomed(connection: Connection, limit: int) -> list[str]:
+    """Bytes to remove, longest listed first."""
+    statement = select(DOOMED.c.sha256).order_by(DOOMED.c.at_ns, DOOMED.c.sha256).limit(limit)
+    return list(connection.execute(statement).scalars())
+
+
+def undoom(connection: Connection, sha256: str) -> None:
+    """Take bytes off the list: they are gone, or wanted again."""
+    connection.execute(delete(DOOMED).where(DOOMED.c.sha256 == sha256))
+
+
+def bytes_by_state(connection: Connection) -> Mapping[str, tuple[int, int]]:
+    """State → number of records and their bytes."""
+    statement = select(ASSETS.c.state, func.count(), func.sum(ASSETS.c.size_bytes)).group_by(
+        ASSETS.c.state
+    )
+    return {row[0]: (int(row[1]), int(row[2])) for row in connection.execute(statement)}
+
+
+def staged_names(connection: Connection) -> frozenset[str]:
+    """Files of the staging area that registrations under way will take."""
+    statement = select(ASSETS.c.staged_name).where(ASSETS.c.state == AssetState.REGISTERED.value)
+    return frozenset(connection.execute(statement).scalars())

@@ -1,0 +1,108 @@
+"""Tables of assetmanagerd; the newest migration makes the same."""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, MetaData, String, Table, Text
+
+from ironworks.storage.idempotency import idempotency_table
+from ironworks.storage.sql import NAMING_CONVENTION
+
+METADATA = MetaData(naming_convention=NAMING_CONVENTION)
+
+ASSETS = Table(
+    "assets",
+    METADATA,
+    Column("asset_id", String(40), primary_key=True),
+    Column("tenant_id", String(40), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("format", String(16), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("sha256", String(64), nullable=False, index=True),
+    Column("media_type", String(128), nullable=False),
+    Column("architecture", String(128), nullable=False),
+    Column("source_digest", String(256), nullable=False, index=True),
+    Column("build_id", String(128), nullable=False),
+    Column("image_config", Text, nullable=False),
+    Column("labels", Text, nullable=False),
+    Column("staged_name", String(128), nullable=False),
+    Column("damage", Text, nullable=False),
+    Column("created_at_ns", BigInteger, nullable=False),
+    Column("updated_at_ns", BigInteger, nullable=False),
+    Column("last_used_at_ns", BigInteger, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    # `owner:sha256` while the record stands for bytes, NULL once it is FAILED or DELETED: one owner
+    # has the same bytes once.
+    Column("live_key", String(128), nullable=True, unique=True),
+    Index("ix_assets_tenant_id_asset_id", "tenant_id", "asset_id"),
+    Index("ix_assets_state", "state"),
+)
+
+LABELS = Table(
+    "asset_labels",
+    METADATA,
+    Column("asset_id", String(40), ForeignKey("assets.asset_id"), primary_key=True),
+    Column("key", String(128), primary_key=True),
+    Column("value", String(128), nullable=False),
+    Index("ix_asset_labels_key_value", "key", "value"),
+)
+
+EVENTS = Table(
+    "asset_events",
+    METADATA,
+    Column("sequence", Integer, primary_key=True, autoincrement=True),
+    Column("asset_id", String(40), ForeignKey("assets.asset_id"), nullable=False, index=True),
+    Column("at_ns", BigInteger, nullable=False),
+    Column("from_state", String(16), nullable=False),
+    Column("to_state", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("actor", String(128), nullable=False),
+    # A sequence number is never used twice, even after its row is gone: watchers resume by it.
+    sqlite_autoincrement=True,
+)
+
+LEASES = Table(
+    "leases",
+    METADATA,
+    Column("lease_id", String(40), primary_key=True),
+    Column("tenant_id", String(40), nullable=False),
+    Column("owner", String(64), nullable=False),
+    Column("holder", String(128), nullable=False, index=True),
+    Column("purpose", String(256), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("created_at_ns", BigInteger, nullable=False),
+    Column("expires_at_ns", BigInteger, nullable=False),
+    Column("ended_at_ns", BigInteger, nullable=False),
+    Index("ix_leases_state_expires_at_ns", "state", "expires_at_ns"),
+)
+
+LEASED = Table(
+    "leased_assets",
+    METADATA,
+    Column("lease_id", String(40), ForeignKey("leases.lease_id"), primary_key=True),
+    Column("position", Integer, primary_key=True),
+    Column("asset_id", String(40), ForeignKey("assets.asset_id"), nullable=False, index=True),
+)
+
+UPLOADS = Table(
+    "uploads",
+    METADATA,
+    Column("upload_id", String(40), primary_key=True),
+    Column("tenant_id", String(40), nullable=False),
+    Column("facts", Text, nullable=False),
+    Column("idempotency_key", String(128), nullable=False),
+    Column("expires_at_ns", BigInteger, nullable=False, index=True),
+    Column("asset_id", String(40), nullable=False),
+    Index("ix_uploads_tenant_id_idempotency_key", "tenant_id", "idempotency_key", unique=True),
+)
+
+DOOMED = Table(
+    "doomed_bytes",
+    METADATA,
+    # Bytes that no record stands for any more: to be removed, unless a record appears first.
+    Column("sha256", String(64), primary_key=True),
+    Column("at_ns", BigInteger, nullable=False),
+)
+
+IDEMPOTENCY = idempotency_table(METADATA)

@@ -1,0 +1,287 @@
+"""Values of the asset registry. Sizes are bytes, times UTC nanoseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from pydantic import Field
+
+from ironworks.model.units import GIB
+from ironworks.runtime.settings import Settings
+
+MAX_LABELS = 64
+MAX_TEXT_CHARS = 128
+MAX_LEASED_ASSETS = 16
+MAX_RENEWED_LEASES = 1000
+MIN_TTL_SECONDS = 1
+MAX_TTL_SECONDS = 3600
+MAX_VERDICTS = 1000
+MIN_UNUSED_SECONDS = 60
+
+
+class AssetKind(StrEnum):
+    """What an asset is for."""
+
+    KERNEL = "kernel"
+    INITRD = "initrd"
+    ROOTFS = "rootfs"
+    SNAPSHOT = "snapshot"
+
+
+class AssetFormat(StrEnum):
+    """How the bytes are laid out."""
+
+    BZIMAGE = "bzimage"
+    ELF = "elf"
+    ARM64_IMAGE = "arm64_image"
+    CPIO = "cpio"
+    CPIO_GZIP = "cpio_gzip"
+    CPIO_ZSTD = "cpio_zstd"
+    SQUASHFS = "squashfs"
+    EXT4 = "ext4"
+    VM_SNAPSHOT = "vm_snapshot"
+
+
+KIND_OF_FORMAT: Mapping[AssetFormat, AssetKind] = {
+    AssetFormat.BZIMAGE: AssetKind.KERNEL,
+    AssetFormat.ELF: AssetKind.KERNEL,
+    AssetFormat.ARM64_IMAGE: AssetKind.KERNEL,
+    AssetFormat.CPIO: AssetKind.INITRD,
+    AssetFormat.CPIO_GZIP: AssetKind.INITRD,
+    AssetFormat.CPIO_ZSTD: AssetKind.INITRD,
+    AssetFormat.SQUASHFS: AssetKind.ROOTFS,
+    AssetFormat.EXT4: AssetKind.ROOTFS,
+    AssetFormat.VM_SNAPSHOT: AssetKind.SNAPSHOT,
+}
+
+
+class AssetState(StrEnum):
+    """Where an asset stands."""
+
+    REGISTERED = "registered"
+    AVAILABLE = "available"
+    IN_USE = "in_use"
+    ARCHIVED = "archived"
+    FAILED = "failed"
+    DELETED = "deleted"
+
+
+class LeaseState(StrEnum):
+    """Where a lease stands."""
+
+    ACTIVE = "active"
+    RELEASED = "released"
+    EXPIRED = "expired"
+
+
+class PrepareMethod(StrEnum):
+    """How a file came into a directory."""
+
+    HARD_LINK = "hard_link"
+    REFLINK = "reflink"
+    COPY = "copy"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageConfig:
+    """How to run what is in a rootfs, as the image says; see `common.v1.ImageConfig`."""
+
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    user: str = ""
+    working_directory: str = ""
+    exposed_ports: tuple[str, ...] = ()
+    stop_signal: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What the registrant says of bytes; `format` None: to be found out."""
+
+    kind: AssetKind
+    sha256: str
+    size_bytes: int
+    format: AssetFormat | None = None
+    media_type: str = ""
+    architecture: str = ""
+    source_digest: str = ""
+    build_id: str = ""
+    image_config: ImageConfig | None = None
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+    platform: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asset:
+    """One record of the registry. `tenant_id` empty: the platform's."""
+
+    asset_id: str
+    tenant_id: str
+    kind: AssetKind
+    format: AssetFormat | None
+    state: AssetState
+    size_bytes: int
+    sha256: str
+    reason: str = ""
+    media_type: str = ""
+    architecture: str = ""
+    source_digest: str = ""
+    build_id: str = ""
+    image_config: ImageConfig | None = None
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+    staged_name: str = ""
+    lease_count: int = 0
+    created_at_ns: int = 0
+    updated_at_ns: int = 0
+    last_used_at_ns: int = 0
+    revision: int = 1
+    damage: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssetEvent:
+    """One entry of an asset's history; `from_state` None: its first."""
+
+    asset_id: str
+    sequence: int
+    at_ns: int
+    from_state: AssetState | None
+    to_state: AssetState
+    reason: str
+    actor: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssetFilter:
+    """Selects assets; what is empty selects all, but no DELETED ones."""
+
+    kind: AssetKind | None = None
+    states: tuple[AssetState, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+    source_digest: str = ""
+    architecture: str = ""
+    sha256: str = ""
+    format: AssetFormat | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """A reference on assets: `owner` is the service that has it, `holder` what it has it for."""
+
+    lease_id: str
+    tenant_id: str
+    asset_ids: tuple[str, ...]
+    owner: str
+    holder: str
+    purpose: str
+    state: LeaseState
+    created_at_ns: int
+    expires_at_ns: int
+    ended_at_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseFilter:
+    """Selects leases; what is empty selects all."""
+
+    owner: str = ""
+    asset_id: str = ""
+    holder: str = ""
+    state: LeaseState | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upload:
+    """Bytes that are on their way; `asset_id` is what they have become."""
+
+    upload_id: str
+    tenant_id: str
+    facts: Facts
+    idempotency_key: str
+    expires_at_ns: int
+    asset_id: str = ""
+    offset_bytes: int = 0
+
+    @property
+    def staged_name(self) -> str:
+        """Its file in the staging area."""
+        return f"{self.upload_id}.part"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Who:
+    """Who asks, and what that lets them see.
+
+    Attributes:
+        actor: For the history: a service's name, a key's id, `gc`.
+        tenant_id: The tenant that it is for; empty: the platform.
+        is_service: A service, not a person.
+        sees_all: An operator without a tenant sees everything.
+    """
+
+    actor: str
+    tenant_id: str = ""
+    is_service: bool = False
+    sees_all: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What a pass of garbage collection decided about one asset."""
+
+    asset_id: str
+    collected: bool
+    reason: str
+    freed_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """One file that was placed in a directory."""
+
+    asset_id: str
+    file_name: str
+    method: PrepareMethod
+    size_bytes: int
+
+
+class AssetSettings(Settings):
+    """Limits of assetmanagerd."""
+
+    asset_ttl_seconds: int = Field(
+        default=7 * 86400, ge=60, description="Unused assets are collected after this."
+    )
+    failed_asset_ttl_seconds: int = Field(
+        default=3600, ge=1, description="Records of failed registrations go after this."
+    )
+    upload_ttl_seconds: int = Field(
+        default=86400, ge=60, description="Uploads that stand still are removed after this."
+    )
+    lease_ttl_seconds: int = Field(
+        default=60, ge=MIN_TTL_SECONDS, le=MAX_TTL_SECONDS, description="Default time of a lease."
+    )
+    asset_gc_period_seconds: float = Field(
+        default=3600.0, gt=0, description="Time between two passes of garbage collection."
+    )
+    max_asset_bytes: int = Field(default=64 * GIB, ge=1, description="Largest asset.")
+    min_free_bytes: int = Field(
+        default=GIB // 4, ge=0, description="Free disk that assets and builds leave alone."
+    )
+    prepare_roots: list[Path] = Field(
+        default_factory=list[Path],
+        description="Directories below which assets are placed; default: data_dir/jails.",
+    )
+
+    @property
+    def asset_dir(self) -> Path:
+        """Where bytes are."""
+        return self.data_dir / "assets"
+
+    def roots(self) -> tuple[Path, ...]:
+        """Directories below which assets may be placed."""
+        return tuple(self.prepare_roots) or (self.data_dir / "jails",)
