@@ -58,7 +58,7 @@ class Service:
 
 @pytest.fixture
 def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     engine = make_engine(sqlite_url(tmp_path / "store.db"))
     service = Service(tmp_path, engine)
     service.add(1, FIRST)
