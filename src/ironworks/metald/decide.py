@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Final
 
 from ironworks.metald import types as t
-from ironworks.metald.drivers.driver import ExitReport, GuestConfig
+from ironworks.metald.drivers.driver import ExitKind, ExitReport, GuestConfig
 from ironworks.metald.types import HostState, Limits, Resources, Vm, VmSpec, VmState
 from ironworks.model.errors import (
     FailedPrecondition,
@@ -154,6 +154,17 @@ def after_end(state: VmState, report: ExitReport) -> VmState:
     if state is _S.STOPPING or (state in {_S.RUNNING, _S.PAUSED} and report.clean):
         return _S.STOPPED
     return _S.FAILED
+
+
+def explain_end(report: ExitReport, *, oom_kills: int) -> ExitReport:
+    """The driver's report, corrected by what the VM's cgroup knows and the driver cannot."""
+    if oom_kills == 0 or report.kind not in {ExitKind.CRASHED, ExitKind.LOST}:
+        return report
+    return replace(
+        report,
+        kind=ExitKind.OUT_OF_MEMORY,
+        sentence="The host's kernel ended the VMM: it used more memory than its limit.",
+    )
 
 
 def after_restart(state: VmState, *, vmm_alive: bool) -> Interrupted | None:

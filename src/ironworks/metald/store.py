@@ -300,8 +300,14 @@ def history(connection: Connection, vm_id: str) -> Sequence[Transition]:
     ]
 
 
-def forget_deleted(connection: Connection, before_ns: int, limit: int) -> int:
-    """Drop the oldest tombstones that are older than `before_ns`; answers how many."""
+def vms_with_parts(connection: Connection) -> frozenset[str]:
+    """VMs that may have a jail, a cgroup or a kept console: all but the deleted ones."""
+    rows = connection.execute(select(VMS.c.id).where(VMS.c.state != VmState.DELETED.value))
+    return frozenset(str(row.id) for row in rows)
+
+
+def forget_deleted(connection: Connection, before_ns: int, now_ns: int, limit: int) -> int:
+    """Drop tombstones older than `before_ns`, and old idempotency keys; answers how many VMs."""
     old = (
         select(VMS.c.id)
         .where(
@@ -313,7 +319,7 @@ def forget_deleted(connection: Connection, before_ns: int, limit: int) -> int:
         .limit(limit)
     )
     dropped = connection.execute(delete(VMS).where(VMS.c.id.in_(old))).rowcount
-    idempotency.forget(connection, IDEMPOTENCY, before_ns + idempotency.KEEP_NS)
+    idempotency.forget(connection, IDEMPOTENCY, now_ns)
     return dropped
 
 
@@ -363,6 +369,11 @@ def write_lease(connection: Connection, vm_id: str, lease: Lease) -> None:
             initrd_asset_id=lease.initrd_asset_id,
         )
     )
+
+
+def with_lease_id(lease: Lease, lease_id: str) -> Lease:
+    """The same assets under another lease."""
+    return replace(lease, lease_id=lease_id)
 
 
 def drop_lease(connection: Connection, vm_id: str) -> None:

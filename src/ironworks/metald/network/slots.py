@@ -5,6 +5,7 @@ import contextlib
 import errno
 import subprocess
 from pathlib import Path
+from typing import Protocol
 
 from ironworks.metald.network import namespace, naming
 from ironworks.metald.network.links import LinkError, Links, make_tap, set_sysctls
@@ -27,8 +28,32 @@ class SlotTakenError(Exception):
     """Another platform on this machine uses the slot's address: take another slot."""
 
 
+class Network(Protocol):
+    """What the rest of metald calls."""
+
+    def names(self, slot: int) -> SlotNames:
+        """Names and address of a slot."""
+        ...
+
+    async def create(self, slot: int, owner_uid: int) -> SlotNames:
+        """Make everything of a slot, or nothing."""
+        ...
+
+    async def remove(self, slot: int) -> None:
+        """Remove everything of a slot. Idempotent."""
+        ...
+
+    async def present(self) -> frozenset[int]:
+        """Slots of this platform of which anything is there."""
+        ...
+
+    async def drift(self, slot: int) -> tuple[str, ...]:
+        """What of a slot is gone, each a sentence."""
+        ...
+
+
 class HostNetwork:
-    """The networks of all VMs of one platform on this machine."""
+    """The networks of all VMs of one platform on this machine; the real `Network`."""
 
     def __init__(self, tag: str) -> None:
         """Work with what carries `tag` in its name, and with nothing else."""

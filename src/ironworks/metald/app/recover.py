@@ -1,0 +1,121 @@
+"""Bring the store and the machine together: at the start of metald, and again and again.
+
+A VM is found by its evidence: the very process (pid and start time) of this boot of the host. What
+lives is taken over; what ended while nobody watched is told with what can be known; what was cut
+off half-way is undone.
+"""
+
+from dataclasses import replace
+
+from ironworks.metald import decide, store
+from ironworks.metald.app.boot import attach_metering
+from ironworks.metald.app.cleanup import clean_up, end_vmm, fail
+from ironworks.metald.app.context import Context, log
+from ironworks.metald.app.watch import settle_stopped, start_watch, vmm_ended
+from ironworks.metald.drivers.driver import DriverError, ExitKind, ExitReport, Handle
+from ironworks.metald.types import Vm, VmState
+from ironworks.model.errors import Aborted, IronError
+
+_HALF_MADE = frozenset({VmState.REQUESTED, VmState.CREATING})
+_METERED = frozenset({VmState.RUNNING, VmState.PAUSED})
+
+
+async def converge(context: Context, vm_id: str) -> bool:
+    """Bring one VM in line unless a transition of it is under way; answers whether it changed.
+
+    Raises:
+        IronError: it could not be done now; the next time may go better.
+    """
+    try:
+        context.operations.begin(vm_id, "reconcile")
+    except Aborted:
+        return False
+    return await context.operations.run(vm_id, _converge(context, vm_id), "reconcile")
+
+
+async def _converge(context: Context, vm_id: str) -> bool:
+    vm = await context.db.read(lambda connection: store.find_vm(connection, vm_id))
+    if vm is None:
+        return False
+    if vm.state is VmState.DELETING:
+        return await _finish_deletion(context, vm)
+    if vm.state not in decide.HAS_VMM and vm.state not in _HALF_MADE:
+        vm_after, _ = await clean_up(context, vm)
+        return vm_after != vm
+    return await _converge_live(context, vm)
+
+
+async def _converge_live(context: Context, vm: Vm) -> bool:
+    handle, problem = await _find(context, vm)
+    if handle is None and problem:
+        return await note_drift(context, vm, (problem,))
+    interrupted = decide.after_restart(vm.state, vmm_alive=handle is not None)
+    if interrupted is not None:
+        await _finish(context, vm, interrupted)
+        return True
+    if handle is None:
+        await _ended_unseen(context, vm)
+        return True
+    return False
+
+
+async def _find(context: Context, vm: Vm) -> tuple[Handle | None, str]:
+    """The VM's handle, adopted if need be; or what is wrong with a VMM that lives."""
+    handle = context.handles.get(vm.vm_id)
+    if handle is not None or vm.evidence is None:
+        return handle, ""
+    try:
+        handle = await context.driver_of(vm.evidence).adopt(vm.evidence)
+    except DriverError as error:
+        return None, f"Its VMM runs and cannot be controlled: {error.sentence}"
+    if handle is None:
+        return None, ""
+    context.handles[vm.vm_id] = handle
+    start_watch(context, vm.vm_id, handle)
+    if vm.state in _METERED:
+        await attach_metering(context, vm, handle)
+    log.info("vm_adopted", vm_id=vm.vm_id, pid=vm.evidence.pid, state=vm.state.value)
+    return handle, ""
+
+
+async def _finish(context: Context, vm: Vm, interrupted: decide.Interrupted) -> None:
+    if interrupted.finish is VmState.STOPPED:
+        report = await end_vmm(context, vm)
+        await settle_stopped(context, vm, report, interrupted.reason)
+    else:
+        await fail(context, vm, interrupted.reason)
+
+
+async def _ended_unseen(context: Context, vm: Vm) -> None:
+    report = ExitReport(kind=ExitKind.LOST, sentence="Its VMM is gone; how it ended is not known.")
+    if vm.evidence is not None:
+        report = await context.driver_of(vm.evidence).post_mortem(vm.evidence)
+    await vmm_ended(context, vm.vm_id, report)
+
+
+async def _finish_deletion(context: Context, vm: Vm) -> bool:
+    vm, clean = await clean_up(context, vm)
+    await context.jails.forget_console(vm.vm_id)
+    if clean:
+        await context.move(vm, VmState.DELETED, "Nothing is left of it.")
+    return clean
+
+
+async def note_drift(context: Context, vm: Vm, drift: tuple[str, ...]) -> bool:
+    """Keep what differs from what should be; answers whether that is news."""
+    if vm.drift == drift:
+        return False
+    await context.amend(replace(vm, drift=drift))
+    log.warning("vm_drift", vm_id=vm.vm_id, drift=drift)
+    return True
+
+
+async def recover_all(context: Context) -> None:
+    """At the start, before any call is served: find every VM again."""
+    unsettled = (*decide.HAS_VMM, *_HALF_MADE, VmState.DELETING)
+    vms = await context.db.read(lambda connection: store.vms_in(connection, unsettled))
+    for vm in vms:
+        try:
+            await converge(context, vm.vm_id)
+        except IronError as error:
+            log.warning("recover_failed", vm_id=vm.vm_id, error=str(error), **error.context)

@@ -1,0 +1,52 @@
+"""Watch over each VMM: an end that nobody asked for becomes STOPPED or FAILED, with its reason."""
+
+from dataclasses import replace
+
+from ironworks.metald import decide, store
+from ironworks.metald.app.cleanup import clean_up, fail
+from ironworks.metald.app.context import Context, log
+from ironworks.metald.drivers.driver import ExitReport, Handle
+from ironworks.metald.types import Vm, VmState
+from ironworks.model.errors import Aborted
+
+
+def start_watch(context: Context, vm_id: str, handle: Handle) -> None:
+    """Watch a VMM from now on."""
+    context.tasks.start(_watch(context, vm_id, handle), name=f"watch {vm_id}")
+
+
+async def _watch(context: Context, vm_id: str, handle: Handle) -> None:
+    report = await handle.wait()
+    while True:
+        # A boot or a shutdown that is under way sees the end by itself.
+        await context.operations.settled(vm_id)
+        if context.handles.get(vm_id) is not handle:
+            return
+        try:
+            context.operations.begin(vm_id, "end")
+        except Aborted:
+            continue
+        break
+    await context.operations.run(vm_id, vmm_ended(context, vm_id, report), "end")
+
+
+async def vmm_ended(context: Context, vm_id: str, report: ExitReport) -> Vm | None:
+    """Bring a VM's state in line with the end of its VMM; None if there is nothing to do."""
+    vm = await context.db.read(lambda connection: store.find_vm(connection, vm_id))
+    if vm is None or vm.state not in decide.HAS_VMM:
+        return vm
+    report = context.explain_end(vm, report)
+    log.info("vmm_ended", vm_id=vm_id, kind=report.kind.value, sentence=report.sentence)
+    if decide.after_end(vm.state, report) is VmState.FAILED:
+        return await fail(context, vm, report.sentence, report=report)
+    if vm.state is not VmState.STOPPING:
+        vm = await context.move(vm, VmState.STOPPING, report.sentence)
+    return await settle_stopped(context, vm, report, report.sentence)
+
+
+async def settle_stopped(context: Context, vm: Vm, report: ExitReport | None, reason: str) -> Vm:
+    """From STOPPING to STOPPED: remove everything, keep how it ended."""
+    vm, _ = await clean_up(context, vm)
+    if report is not None:
+        vm = replace(vm, exit=report, exit_at_ns=context.clock.now_ns())
+    return await context.move(vm, VmState.STOPPED, reason)
