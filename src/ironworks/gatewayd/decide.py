@@ -317,6 +317,12 @@ def running_stage(job: Job) -> StageKind | None:
     return at_work[-1] if at_work else None
 
 
+def failed_stage(job: Job) -> StageKind | None:
+    """The stage that an error happened in: the one at work, or the one that failed before."""
+    failed = [stage.kind for stage in job.stages if stage.state is StageState.FAILED]
+    return failed[0] if failed else running_stage(job)
+
+
 def fail_stage(job: Job, now_ns: int) -> Job:
     """The job with the stage at work failed."""
     kind = running_stage(job)
@@ -361,6 +367,20 @@ def cancel_job(job: Job, now_ns: int) -> Job:
 def vm_id_of(deployment_id: str, generation: int, index: int) -> str:
     """The id of a replica's VM: always the same, so that work which runs again finds its own."""
     return derived_id("vm", deployment_id, str(generation), str(index))
+
+
+def argv_of(
+    spec: DeploymentSpec, image_entrypoint: Sequence[str], image_cmd: Sequence[str]
+) -> tuple[str, ...]:
+    """The command line of a replica; empty: nothing was overridden, the guest follows the image.
+
+    As containers have it: an entrypoint of one's own drops the image's cmd.
+    """
+    if not spec.entrypoint and not spec.args:
+        return ()
+    if spec.entrypoint:
+        return (*spec.entrypoint, *spec.args)
+    return (*image_entrypoint, *(spec.args or image_cmd))
 
 
 def port_of(spec: DeploymentSpec, exposed_ports: Sequence[str]) -> int:

@@ -64,6 +64,7 @@ DEPLOYMENTS = Table(
     Column("rootfs_asset_id", String(40), nullable=False),
     Column("build_ms", BigInteger, nullable=False),
     Column("build_reused", Boolean, nullable=False),
+    Column("argv", Text, nullable=False),
     Column("port", Integer, nullable=False),
     Column("generation", BigInteger, nullable=False),
     Column("job_id", String(40), nullable=False),

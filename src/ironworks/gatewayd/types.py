@@ -111,7 +111,7 @@ class DeploymentState(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
-    """N replicas behind one endpoint."""
+    """N replicas behind one endpoint; an empty `argv` means what the image says."""
 
     deployment_id: str
     tenant_id: str
@@ -125,6 +125,7 @@ class Deployment:
     rootfs_asset_id: str
     build_ms: int
     build_reused: bool
+    argv: tuple[str, ...]
     port: int
     generation: int
     job_id: str

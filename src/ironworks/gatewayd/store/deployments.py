@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 from pydantic import TypeAdapter
 from sqlalchemy import Connection, Row, func, or_, select, tuple_, update
 
-from ironworks.gatewayd.tables import DEPLOYMENTS, REPLICAS
+from ironworks.gatewayd.tables import DEPLOYMENTS, JOBS, REPLICAS
 from ironworks.gatewayd.types import (
+    JOB_ENDED,
     Deployment,
     DeploymentSpec,
     DeploymentState,
@@ -23,7 +24,9 @@ from ironworks.model.errors import NotFound
 from ironworks.model.pages import PageSpec
 
 _SPEC = TypeAdapter(DeploymentSpec)
+Change: TypeAlias = Callable[[Deployment], Deployment]
 _GONE = ReplicaState.DELETED.value
+_JOB_ENDED = [state.value for state in JOB_ENDED]
 
 
 def _deployment(row: Row[Any]) -> Deployment:
@@ -40,6 +43,7 @@ def _deployment(row: Row[Any]) -> Deployment:
         rootfs_asset_id=row.rootfs_asset_id,
         build_ms=row.build_ms,
         build_reused=row.build_reused,
+        argv=tuple(cast("list[str]", json.loads(row.argv))),
         port=row.port,
         generation=row.generation,
         job_id=row.job_id,
@@ -63,6 +67,7 @@ def _deployment_row(deployment: Deployment) -> dict[str, object]:
         "rootfs_asset_id": deployment.rootfs_asset_id,
         "build_ms": deployment.build_ms,
         "build_reused": deployment.build_reused,
+        "argv": json.dumps(deployment.argv),
         "port": deployment.port,
         "generation": deployment.generation,
         "job_id": deployment.job_id,
@@ -109,7 +114,7 @@ def change_deployment(
     connection: Connection,
     deployment_id: str,
     now_ns: int,
-    change: Callable[[Deployment], Deployment],
+    change: Change,
 ) -> Deployment:
     """Load, decide, write; answers the deployment as it then is."""
     deployment = get_deployment(connection, deployment_id)
@@ -156,6 +161,22 @@ def serving_deployments(connection: Connection) -> list[Deployment]:
     states = [DeploymentState.RUNNING, DeploymentState.DEGRADED, DeploymentState.UPDATING]
     query = select(DEPLOYMENTS).where(DEPLOYMENTS.c.state.in_([state.value for state in states]))
     return [_deployment(row) for row in connection.execute(query)]
+
+
+def close_emptied(connection: Connection, now_ns: int) -> int:
+    """Deployments that are being deleted, have no replica left and no job at work: Deleted."""
+    at_work = select(JOBS.c.resource_id).where(JOBS.c.state.not_in(_JOB_ENDED))
+    filled = select(REPLICAS.c.deployment_id).where(REPLICAS.c.state != _GONE)
+    result = connection.execute(
+        update(DEPLOYMENTS)
+        .where(
+            DEPLOYMENTS.c.state == DeploymentState.DELETING.value,
+            DEPLOYMENTS.c.deployment_id.not_in(filled),
+            DEPLOYMENTS.c.deployment_id.not_in(at_work),
+        )
+        .values(state=DeploymentState.DELETED.value, updated_at_ns=now_ns)
+    )
+    return result.rowcount
 
 
 def count_deployments(connection: Connection, tenant_id: str) -> int:

@@ -76,6 +76,7 @@ def _deployments() -> None:
         sa.Column("rootfs_asset_id", sa.String(40), nullable=False),
         sa.Column("build_ms", sa.BigInteger, nullable=False),
         sa.Column("build_reused", sa.Boolean, nullable=False),
+        sa.Column("argv", sa.Text, nullable=False),
         sa.Column("port", sa.Integer, nullable=False),
         sa.Column("generation", sa.BigInteger, nullable=False),
         sa.Column("job_id", sa.String(40), nullable=False),

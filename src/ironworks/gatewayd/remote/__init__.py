@@ -1,0 +1,1 @@
+"""The services that gatewayd calls: builderd, and the metald of each host."""
