@@ -47,6 +47,38 @@ async def _feed(process: asyncio.subprocess.Process, stdin: bytes | None) -> Non
         process.stdin.close()
 
 
+async def _start(
+    argv: Sequence[str], env: Mapping[str, str] | None, cwd: Path | None, *, reads: bool
+) -> asyncio.subprocess.Process:
+    try:
+        return await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.PIPE if reads else asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=None if env is None else dict(env),
+            cwd=cwd,
+            start_new_session=True,
+        )
+    except (FileNotFoundError, PermissionError) as error:
+        if cwd is not None and str(error.filename) == str(cwd):
+            raise Internal(
+                f"{argv[0]} has no directory to work in.", context={"cwd": str(cwd)}
+            ) from None
+        raise FailedPrecondition(
+            f"The program {argv[0]} is not installed, or not executable.",
+            hint="Run `./iron setup`, which installs deploy/debian-packages.txt.",
+            context={"error": str(error)},
+        ) from None
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Kill the whole group, even if its leader has ended: what it left behind holds our pipes."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()
+
+
 async def run(
     argv: Sequence[str],
     *,
@@ -71,26 +103,7 @@ async def run(
         DeadlineExceeded: it did not end in time.
         Internal: it failed and `check` is set; the context has the end of its standard error.
     """
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=asyncio.subprocess.DEVNULL if stdin is None else asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=None if env is None else dict(env),
-            cwd=cwd,
-            start_new_session=True,
-        )
-    except (FileNotFoundError, PermissionError) as error:
-        if cwd is not None and str(error.filename) == str(cwd):
-            raise Internal(
-                f"{argv[0]} has no directory to work in.", context={"cwd": str(cwd)}
-            ) from None
-        raise FailedPrecondition(
-            f"The program {argv[0]} is not installed, or not executable.",
-            hint="Run `./iron setup`, which installs deploy/debian-packages.txt.",
-            context={"error": str(error)},
-        ) from None
+    process = await _start(argv, env, cwd, reads=stdin is not None)
     if process.stdout is None or process.stderr is None:
         raise Internal("A pipe to a program could not be made.")
     try:
@@ -101,16 +114,14 @@ async def run(
                 _feed(process, stdin),
                 process.wait(),
             )
-    except BaseException as error:
-        # The whole group, even if its leader has ended: what it left behind holds our pipes.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
-        if isinstance(error, TimeoutError):
-            raise DeadlineExceeded(
-                f"{argv[0]} did not end within {timeout_seconds:g} seconds.",
-                context={"argv": list(argv)},
-            ) from None
+    except TimeoutError:
+        await _end(process)
+        raise DeadlineExceeded(
+            f"{argv[0]} did not end within {timeout_seconds:g} seconds.",
+            context={"argv": list(argv)},
+        ) from None
+    except BaseException:
+        await _end(process)
         raise
     done = Completed(argv=tuple(argv), status=process.returncode or 0, stdout=out, stderr=err)
     if check and done.status != 0:
