@@ -42,11 +42,15 @@ class _Admitted:
     fresh: bool
 
 
+def _named(spec: VmSpec, vm_id: str) -> VmSpec:
+    return spec if spec.name else replace(spec, name=vm_id.replace("_", "-"))
+
+
 async def create_vm(
     context: Context, *, tenant_id: str, vm_id: str, spec: VmSpec, idempotency_key: str
 ) -> Vm:
     """Make a VM up to CREATED; see VmService.CreateVm for the errors."""
-    decide.check_spec(spec)
+    decide.check_spec(spec if spec.name else _named(spec, "vm"))
     if vm_id:
         check_id(vm_id, "vm", "vm_id")
     if not context.probe.available:
@@ -105,6 +109,7 @@ def _admit(
         resource_id=wanted_id,
         now_ns=now_ns,
     )
+    spec = _named(spec, vm_id)
     existing = store.find_vm(connection, vm_id)
     if existing is not None:
         if existing.tenant_id != tenant_id or existing.spec != spec:

@@ -1,0 +1,1 @@
+"""Proto ↔ types, nothing else: `vms` serves VmService, `host` serves HostService."""

@@ -1,0 +1,148 @@
+"""Use cases that only read: VMs, the host, a console."""
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import Connection
+
+from ironworks.metald import store
+from ironworks.metald.app.context import Context
+from ironworks.metald.types import Resources, StepTiming, Transition, Vm, VmFilter, VmState
+from ironworks.model.errors import FailedPrecondition, InvalidRequest
+from ironworks.model.pages import PageSpec
+
+CONSOLE_CHUNK_BYTES = 64 * 1024
+CONSOLE_POLL_SECONDS = 0.1
+MAX_TAIL_LINES = 10_000
+_OVER = frozenset({VmState.STOPPED, VmState.FAILED, VmState.DELETING, VmState.DELETED})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmDetails:
+    """A VM with its past."""
+
+    vm: Vm
+    history: Sequence[Transition]
+    timings: Sequence[StepTiming]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsoleStart:
+    """Where a stream of the console begins: at an offset, or with the last lines."""
+
+    offset: int = 0
+    tail_lines: int | None = None
+
+
+async def get_vm(context: Context, vm_id: str, tenant_id: str | None) -> Vm:
+    """One VM, of this tenant if one is given.
+
+    Raises:
+        NotFound: there is none.
+    """
+    return await context.db.read(lambda connection: store.read_vm(connection, vm_id, tenant_id))
+
+
+async def get_details(context: Context, vm_id: str, tenant_id: str | None) -> VmDetails:
+    """One VM with history and timings, all of one moment.
+
+    Raises:
+        NotFound: there is none.
+    """
+
+    def read(connection: Connection) -> VmDetails:
+        return VmDetails(
+            vm=store.read_vm(connection, vm_id, tenant_id),
+            history=store.history(connection, vm_id),
+            timings=store.timings(connection, vm_id),
+        )
+
+    return await context.db.read(read)
+
+
+async def list_vms(
+    context: Context, wanted: VmFilter, page: PageSpec
+) -> tuple[Sequence[Vm], tuple[int, str] | None]:
+    """A page of VMs and the sort keys of its end, if there is more."""
+    return await context.db.read(lambda connection: store.list_vms(connection, wanted, page))
+
+
+async def committed(context: Context) -> Resources:
+    """What VMs take of the host now."""
+    return await context.db.read(store.committed)
+
+
+async def stream_console(
+    context: Context, vm: Vm, start: ConsoleStart, *, follow: bool
+) -> AsyncGenerator[tuple[int, bytes]]:
+    """Pieces of the console's log with their offsets.
+
+    Raises:
+        FailedPrecondition: there is no log (yet).
+        InvalidRequest: the start is out of bounds.
+    """
+    if start.offset < 0 or not 0 <= (start.tail_lines or 0) <= MAX_TAIL_LINES:
+        raise InvalidRequest(f"offset must be at least 0, tail_lines 0 to {MAX_TAIL_LINES}.")
+    path = _console(context, vm)
+    if path is None:
+        raise FailedPrecondition(
+            f"VM {vm.vm_id} is {vm.state} and has no console log.", hint=vm.reason
+        )
+    at = start.offset
+    if start.tail_lines is not None:
+        at = await asyncio.to_thread(_tail_offset, path, start.tail_lines)
+    while True:
+        # Asked before reading: what was written before the end is then read after it.
+        over = (await context.read(vm.vm_id)).state in _OVER
+        while chunk := await asyncio.to_thread(_read, _console(context, vm) or path, at):
+            yield at, chunk
+            at += len(chunk)
+        if over or not follow:
+            return
+        await context.clock.sleep(CONSOLE_POLL_SECONDS)
+
+
+def _console(context: Context, vm: Vm) -> Path | None:
+    handle = context.handles.get(vm.vm_id)
+    for path in (
+        None if handle is None else handle.console_path,
+        context.jails.archived_console(vm.vm_id),
+    ):
+        if path is not None and path.is_file():
+            return path
+    return None
+
+
+def _open(path: Path) -> int:
+    # The VMM's user may own the file: never follow a link that it put there.
+    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def _read(path: Path, offset: int) -> bytes:
+    try:
+        descriptor = _open(path)
+    except OSError:
+        return b""
+    try:
+        return os.pread(descriptor, CONSOLE_CHUNK_BYTES, offset)
+    finally:
+        os.close(descriptor)
+
+
+def _tail_offset(path: Path, lines: int) -> int:
+    starts: deque[int] = deque([0], maxlen=lines + 1)
+    at = 0
+    try:
+        descriptor = _open(path)
+    except OSError:
+        return 0
+    with os.fdopen(descriptor, "rb") as file:
+        for line in file:
+            at += len(line)
+            starts.append(at)
+    # The last start is the end itself unless the last line is still open.
+    return starts[0] if len(starts) > lines else 0

@@ -1,0 +1,69 @@
+"""Tells gatewayd's host directory that this host is there, and what it has left."""
+
+import platform
+from collections.abc import Callable
+from importlib.metadata import version
+
+from ironworks.gen.ironworks.gatewayd.v1 import hosts_pb as pb
+from ironworks.gen.ironworks.gatewayd.v1.hosts_connect import HostDirectoryServiceClient
+from ironworks.metald.app.context import Context
+from ironworks.metald.app.queries import committed
+from ironworks.metald.types import Resources
+from ironworks.model.errors import NotFound
+from ironworks.runtime.reconcile import Report
+
+PERIOD_SECONDS = 5.0
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+class HostReporter:
+    """Registers when it has to, and reports otherwise."""
+
+    def __init__(self, context: Context, client: Callable[[], HostDirectoryServiceClient]) -> None:
+        """Report the host of `context`."""
+        self._context = context
+        self._client = client
+        self._registered = False
+
+    async def activate(self) -> Report:
+        """One report."""
+        context = self._context
+        taken = await committed(context)
+        client = self._client()
+        if not self._registered:
+            await client.register_host(pb.RegisterHostRequest(host=self._host(taken)))
+            self._registered = True
+            return Report(counts={"registered": 1})
+        try:
+            await client.heartbeat(
+                pb.HeartbeatRequest(
+                    host_id=context.host.host_id,
+                    allocated=_resources(taken),
+                    vms_known=taken.vms,
+                )
+            )
+        except NotFound:
+            self._registered = False
+            raise
+        return Report(counts={"vms": taken.vms})
+
+    def _host(self, taken: Resources) -> pb.Host:
+        context = self._context
+        settings = context.settings
+        return pb.Host(
+            host_id=context.host.host_id,
+            name=settings.effective_host_name,
+            metald_url=settings.metald_url,
+            zone=settings.host_zone,
+            region=settings.host_region,
+            architecture=ARCHITECTURES.get(platform.machine(), platform.machine()),
+            driver=context.probe.kind.value,
+            acceleration=context.probe.accel.value,
+            capacity=_resources(context.limits.capacity),
+            allocated=_resources(taken),
+            version=version("ironworks"),
+        )
+
+
+def _resources(amount: Resources) -> pb.HostResources:
+    return pb.HostResources(vcpus=amount.vcpus, memory_bytes=amount.memory_bytes, vms=amount.vms)

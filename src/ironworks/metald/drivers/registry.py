@@ -1,0 +1,33 @@
+"""All drivers of this host, and which of them new VMs get."""
+
+from collections.abc import Mapping
+
+from ironworks.metald.drivers.driver import Driver, DriverKind, Probe
+from ironworks.metald.drivers.fake import FakeDriver
+from ironworks.metald.steps import Steps
+from ironworks.runtime.clock import Clock
+
+_BEST_FIRST = (DriverKind.FIRECRACKER, DriverKind.QEMU)
+
+
+def make_drivers(clock: Clock, steps: Steps) -> dict[DriverKind, Driver]:
+    """One of each kind that this version has."""
+    return {DriverKind.FAKE: FakeDriver(clock, steps)}
+
+
+async def probe_all(drivers: Mapping[DriverKind, Driver]) -> dict[DriverKind, Probe]:
+    """What each driver says of itself on this host."""
+    return {kind: await driver.probe() for kind, driver in drivers.items()}
+
+
+def choose(probes: Mapping[DriverKind, Probe], wanted: DriverKind | None) -> DriverKind:
+    """The driver that new VMs get: the wanted one, else the best that works, else QEMU.
+
+    The fake one is never chosen by itself. A driver that does not work may be the answer: its probe
+    then says what to do, and CreateVm quotes it.
+    """
+    if wanted is not None and wanted in probes:
+        return wanted
+    known = [kind for kind in _BEST_FIRST if kind in probes]
+    working = [kind for kind in known if probes[kind].available]
+    return (working or known or list(probes))[0]
