@@ -1,0 +1,1 @@
+"""The wire: protobuf messages to types and back, nothing else."""
