@@ -195,6 +195,14 @@ class Connection:
             else:
                 return
 
+    async def token(self) -> str:
+        """A token that is good for the next call, for calls that this SDK has no method for.
+
+        Raises:
+            IronError: the key could not be exchanged, and why.
+        """
+        return await self._tokens.get()
+
     def _headers(self) -> dict[str, str]:
         return {
             "user-agent": f"ironworks-python/{__version__}",

@@ -1,0 +1,217 @@
+"""`iron deploy`, and the function behind it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ironworks.cli.options import DEFAULTS, Options
+from ironworks.cli.output import duration
+from ironworks.cli.progress import JobLines
+from ironworks.gen.ironworks.gatewayd.v1 import deployments_pb, jobs_pb
+from ironworks.model.errors import InvalidRequest
+from ironworks.model.units import NS_PER_MS, parse_bytes
+from ironworks.sdk import AsyncIronworks, DeployResult
+
+_PATH_SCHEMES = ("oci:", "oci-archive:", "docker-archive:")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeploySpec:
+    """What to deploy; zero and empty mean the platform's default.
+
+    Attributes:
+        image: Registry reference, or layout or archive on the platform's machine.
+        name: Unique within the tenant.
+        replicas: VMs wanted.
+        vcpus: Of each VM.
+        memory_bytes: Of each VM.
+        port: On which the application listens.
+        env: Environment above the image's.
+        args: Replace the image's command.
+    """
+
+    image: str
+    name: str = ""
+    replicas: int = 1
+    vcpus: int = 0
+    memory_bytes: int = 0
+    port: int = 0
+    env: Mapping[str, str] = field(default_factory=dict[str, str])
+    args: Sequence[str] = ()
+
+
+async def submit(
+    client: AsyncIronworks, spec: DeploySpec
+) -> deployments_pb.CreateDeploymentResponse:
+    """Hand in the order; the job in the answer does it."""
+    return await client.deployments.create(
+        spec.image,
+        name=spec.name,
+        replicas=spec.replicas,
+        vcpus=spec.vcpus,
+        memory_bytes=spec.memory_bytes,
+        port=spec.port,
+        env=spec.env,
+        args=spec.args,
+    )
+
+
+async def deploy(
+    client: AsyncIronworks,
+    spec: DeploySpec,
+    *,
+    on_progress: Callable[[str], None] | None = None,
+    timeout_seconds: float | None = None,
+) -> DeployResult:
+    """Deploy and wait until the endpoint answers.
+
+    Args:
+        client: Of the tenant that deploys.
+        spec: What to deploy.
+        on_progress: Called with each line that a person should read.
+        timeout_seconds: How long to wait; None: until the job ends. The job goes on regardless.
+
+    Raises:
+        IronError: the order was refused, or the job failed: with its class and sentence.
+    """
+    accepted = await submit(client, spec)
+    return await follow(client, accepted, on_progress=on_progress, timeout_seconds=timeout_seconds)
+
+
+async def follow(
+    client: AsyncIronworks,
+    accepted: deployments_pb.CreateDeploymentResponse,
+    *,
+    on_progress: Callable[[str], None] | None = None,
+    timeout_seconds: float | None = None,
+) -> DeployResult:
+    """The second half of `deploy`: wait for the job of an order."""
+    lines = JobLines()
+    say = on_progress or _nothing
+    deployment = accepted.deployment or deployments_pb.Deployment()
+    say(f"deployment {deployment.name} ({deployment.deployment_id}), job {accepted.job_id}")
+
+    def news(job: jobs_pb.Job) -> None:
+        for line in lines.news(job):
+            say(line)
+
+    return await client.deployments.wait(
+        accepted.job_id, on_progress=news, timeout_seconds=timeout_seconds
+    )
+
+
+def _nothing(line: str) -> None:
+    del line
+
+
+def absolute_image(image: str, directory: Path) -> str:
+    """`image` with a relative path made absolute: the platform does not know our directory."""
+    for scheme in _PATH_SCHEMES:
+        path = image.removeprefix(scheme)
+        if path != image and path and not path.startswith("/"):
+            return f"{scheme}{(directory / path)}"
+    if image.startswith(("./", "../")) or image in {".", ".."}:
+        return str((directory / image).resolve())
+    return image
+
+
+def parse_env(assignments: Sequence[str]) -> dict[str, str]:
+    """`NAME=value` each.
+
+    Raises:
+        InvalidRequest: one is not.
+    """
+    env: dict[str, str] = {}
+    for assignment in assignments:
+        name, sign, value = assignment.partition("=")
+        if not sign or not name:
+            raise InvalidRequest(
+                f"{assignment!r} is not an assignment.", hint="Write --env NAME=value."
+            )
+        env[name] = value
+    return env
+
+
+async def command(  # noqa: PLR0913 - the options of the command
+    image: str,
+    /,
+    *,
+    name: str = "",
+    replicas: int = 1,
+    vcpus: int = 1,
+    memory: str = "256MiB",
+    port: int = 0,
+    env: tuple[str, ...] = (),
+    detach: bool = False,
+    options: Options = DEFAULTS,
+) -> None:
+    """Deploy an image and wait until its endpoint answers.
+
+    Args:
+        image: Registry reference (docker.io/library/nginx:1.27), or an OCI layout or archive on the
+            platform's machine (oci:/path, oci-archive:/file.tar, docker-archive:/file.tar).
+        name: Unique within the tenant; default: made of the image's name.
+        replicas: VMs behind the endpoint; default: 1.
+        vcpus: Virtual CPUs of each VM; default: 1.
+        memory: Memory of each VM, for example 2GiB; default: 256MiB.
+        port: TCP port of the application; default: the first that the image exposes, else 8080.
+        env: NAME=value; may be given more than once.
+        detach: Answer as soon as the job is accepted.
+    """
+    out = options.output()
+    spec = DeploySpec(
+        image=absolute_image(image, Path.cwd()),
+        name=name,
+        replicas=replicas,
+        vcpus=vcpus,
+        memory_bytes=parse_bytes(memory),
+        port=port,
+        env=parse_env(env),
+    )
+    async with options.client() as client:
+        accepted = await submit(client, spec)
+        if detach:
+            made = accepted.deployment or deployments_pb.Deployment()
+            out.fields(
+                accepted,
+                {"Deployment": made.deployment_id, "Name": made.name, "Job": accepted.job_id},
+            )
+            return
+        try:
+            result = await follow(client, accepted, on_progress=out.say)
+        except asyncio.CancelledError:
+            out.say(f"The job goes on: `iron job watch {accepted.job_id}` follows it.")
+            raise
+    out.fields(as_fields(result), for_people(result))
+
+
+def as_fields(result: DeployResult) -> dict[str, object]:
+    """The line of JSON of `iron deploy --json`."""
+    return {
+        "deployment_id": result.deployment_id,
+        "job_id": result.job_id,
+        "endpoint": result.endpoint,
+        "image_digest": result.image_digest,
+        "build_id": result.build_id,
+        "rootfs_asset_id": result.rootfs_asset_id,
+        "build_ms": result.build_ms,
+        "build_reused": result.build_reused,
+        "boot_ms": result.boot_ms,
+        "vm_ids": list(result.vm_ids),
+    }
+
+
+def for_people(result: DeployResult) -> dict[str, object]:
+    """What `iron deploy` ends with."""
+    reused = "built before, " if result.build_reused else ""
+    return {
+        "Endpoint": result.endpoint,
+        "Deployment": result.deployment_id,
+        "Image": result.image_digest,
+        "Build": f"{result.build_id} ({reused}{duration(result.build_ms * NS_PER_MS)})",
+        "Boot": duration(result.boot_ms * NS_PER_MS),
+        "VMs": ", ".join(result.vm_ids),
+    }

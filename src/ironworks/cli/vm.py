@@ -1,0 +1,117 @@
+"""`iron vm`."""
+
+from __future__ import annotations
+
+import sys
+
+from cyclopts import App
+
+from ironworks.cli.options import DEFAULTS, Options
+from ironworks.cli.output import duration, printable, state_name, when
+from ironworks.gen.ironworks.metald.v1 import vm_pb
+from ironworks.model.units import format_bytes
+
+app = App(name="vm", help="List and show VMs, read their consoles.")
+
+
+def _size(vm: vm_pb.Vm) -> str:
+    spec = vm.spec or vm_pb.VmSpec()
+    return f"{spec.vcpus} vCPU, {format_bytes(spec.memory_bytes)}"
+
+
+@app.command
+async def get(vm: str, /, *, options: Options = DEFAULTS) -> None:
+    """Show a VM, its history and how long each step of its boot took.
+
+    Args:
+        vm: Id, `vm_…`.
+    """
+    async with options.client() as client:
+        found = await client.vms.get(vm)
+    out = options.output()
+    network = found.network or vm_pb.VmNetwork()
+    spec = found.spec or vm_pb.VmSpec()
+    out.fields(
+        found,
+        {
+            "VM": found.id,
+            "Name": spec.name,
+            "State": state_name(found.state) + (f": {found.reason}" if found.reason else ""),
+            "Ready": "yes" if found.ready else "no",
+            "Size": _size(found),
+            "Runs on": f"{found.driver} ({found.accel}), host {found.host_id}",
+            "Address": network.fabric_address or "-",
+            "Deployment": spec.deployment_id or "-",
+            "Boots": f"{found.boot_epoch}, restarted {found.restarts} times",
+            "Created": when(found.created_at_ns),
+        },
+    )
+    if options.json:
+        return
+    for sentence in found.drift:
+        out.say(f"Drift: {sentence}")
+    if found.timings:
+        out.table(
+            ("STEP", "TOOK"), [(step.step, duration(step.duration_ns)) for step in found.timings]
+        )
+    if found.history:
+        out.table(
+            ("AT", "STATE", "REASON"),
+            [(when(one.at_ns), state_name(one.to), one.reason) for one in found.history],
+        )
+
+
+@app.command(name="list")
+async def list_(*, deployment: str = "", limit: int = 100, options: Options = DEFAULTS) -> None:
+    """List VMs, oldest first.
+
+    Args:
+        deployment: Only VMs of this deployment, `dep_…`.
+        limit: How many at most; default: 100.
+    """
+    async with options.client() as client:
+        page = await client.vms.list(deployment_id=deployment, limit=limit)
+    options.output().listing(
+        "vms",
+        page,
+        ("VM", "STATE", "SIZE", "DRIVER", "ADDRESS", "CREATED"),
+        lambda one: (
+            one.id,
+            state_name(one.state),
+            _size(one),
+            f"{one.driver} ({one.accel})",
+            (one.network or vm_pb.VmNetwork()).fabric_address or "-",
+            when(one.created_at_ns),
+        ),
+    )
+
+
+@app.command
+async def console(
+    vm: str,
+    /,
+    *,
+    lines: int = 100,
+    follow: bool = False,
+    raw: bool = False,
+    options: Options = DEFAULTS,
+) -> None:
+    """Print the log of a VM's serial console.
+
+    Args:
+        vm: Id, `vm_…`.
+        lines: Begin with this many of the last lines; default: 100.
+        follow: Stay and print what comes, until the VM ends.
+        raw: Print control characters as the guest wrote them. A guest can do harm to a terminal
+            with them: without this, a terminal is not shown any.
+    """
+    keep = raw or not sys.stdout.isatty()
+    async with options.client() as client:
+        async for piece in client.vms.console(vm, tail_lines=lines, follow=follow):
+            if not keep:
+                text = piece.decode(errors="replace").replace("\r\n", "\n")
+                sys.stdout.write(printable(text))
+                sys.stdout.flush()
+                continue
+            sys.stdout.buffer.write(piece)
+            sys.stdout.buffer.flush()
