@@ -25,7 +25,7 @@ class TimedSteps:
     def take(self, vm_id: str) -> tuple[StepTiming, ...]:
         """The steps of a VM since they were last taken; the last one ends now."""
         reached = self._reached.pop(vm_id, [])
-        ends = [began for _, _, began in reached[1:]] + [self._clock.monotonic_ns()]
+        ends = [*(began for _, _, began in reached), self._clock.monotonic_ns()][1:]
         return tuple(
             StepTiming(step=step, started_at_ns=at_ns, duration_ns=max(0, end - began))
             for (step, at_ns, began), end in zip(reached, ends, strict=True)
