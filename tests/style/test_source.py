@@ -15,8 +15,8 @@ MAX_FILE_LINES = 499
 MAX_FUNCTION_LINES = 59
 BANNED_NAMES = {"utils", "util", "common", "helpers", "helper", "manager", "managers", "misc"}
 
-UNITS = {"ns", "us", "ms", "seconds", "minutes", "hours", "days", "nanos", "millis"}
-UNITS |= {"bytes", "kib", "mib", "gib", "chars"}
+_TIMES = {"ns", "us", "ms", "seconds", "minutes", "hours", "days", "nanos", "millis"}
+UNITS = _TIMES | {"bytes", "kib", "mib", "gib", "chars"}
 QUANTITY = re.compile(r"(^|_)(timeout|delay|interval|period|duration|elapsed|ttl|lifetime|size)$")
 
 PUBLIC_HOSTS = {

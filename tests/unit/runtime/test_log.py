@@ -10,13 +10,6 @@ from ironworks.model.errors import Internal
 from ironworks.runtime import log
 
 
-@pytest.fixture(autouse=True)
-def as_before() -> object:
-    yield
-    structlog.reset_defaults()
-    structlog.contextvars.clear_contextvars()
-
-
 def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
     out, err = capsys.readouterr()
     assert out == ""

@@ -1,0 +1,32 @@
+"""What holds for all tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import structlog
+from hypothesis import settings
+
+# Machines are shared and slow: a deadline would measure them, not us.
+settings.register_profile("ironworks", deadline=None, print_blob=True)
+settings.load_profile("ironworks")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need root say so when they are left out."""
+    if os.geteuid() == 0:
+        return
+    for item in items:
+        if item.get_closest_marker("root"):
+            item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+@pytest.fixture(autouse=True)
+def _quiet_logs() -> Iterator[None]:
+    """No test inherits what another one bound to its log lines or how it configured them."""
+    yield
+    structlog.contextvars.clear_contextvars()
+    if structlog.is_configured():
+        structlog.reset_defaults()
