@@ -175,7 +175,7 @@ class Registry:
             store.doom_if_orphaned(connection, asset.sha256, now_ns)
         return after
 
-    # --- bytes and garbage --------------------------------------------------------------------------
+    # --- bytes and garbage ------------------------------------------------------------------------
 
     async def verify(self, who: Who, asset_id: str) -> tuple[Asset, str]:
         """An asset, and what is wrong with its stored bytes; empty if nothing.
