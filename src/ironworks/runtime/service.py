@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import socket
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,7 @@ from granian.constants import HTTPModes, Interfaces
 from granian.server.embed import Server
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from ironworks.model.errors import InvalidRequest, IronError
+from ironworks.model.errors import FailedPrecondition, InvalidRequest, IronError
 from ironworks.model.units import NS_PER_SECOND
 from ironworks.runtime import log
 from ironworks.runtime.clock import Clock, Entropy, SystemClock, SystemEntropy
@@ -95,10 +96,29 @@ class Parts:
 Compose = Callable[[Chassis[_S]], AbstractAsyncContextManager[Parts]]
 
 
+def _check_free(host: str, port: int) -> None:
+    """Refuse a port that somebody listens on.
+
+    The server would share it (SO_REUSEPORT), and a service that an earlier life left behind would
+    go on to answer every other call.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise FailedPrecondition(
+                f"The port {port} of {host} cannot be listened on: {error.strerror}.",
+                hint="Stop what listens there, or give the service another URL.",
+            ) from None
+
+
 def _server(target: RpcServer, url: str) -> Server:
     address = urlsplit(url)
     if address.hostname is None or address.port is None:
         raise InvalidRequest(f"{url!r} names no host and port to listen on.")
+    _check_free(address.hostname, address.port)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return Server(
