@@ -15,7 +15,7 @@ from ironworks.assetmanagerd.reconcilers import reconcilers
 from ironworks.assetmanagerd.types import AssetSettings
 from ironworks.gen.ironworks.assetmanagerd.v1.asset_connect import AssetServiceASGIApplication
 from ironworks.runtime.service import Chassis, Parts
-from ironworks.storage.migrate import upgrade
+from ironworks.storage.schema import ensure_current
 from ironworks.storage.sql import Database, sqlite_url
 
 NAME = "assetmanagerd"
@@ -29,7 +29,7 @@ async def compose(chassis: Chassis[AssetSettings]) -> AsyncGenerator[Parts]:
     await asyncio.to_thread(files.open)
     database = Database(sqlite_url(settings.data_dir / NAME / f"{NAME}.db"))
     try:
-        await asyncio.to_thread(upgrade, database.engine, f"ironworks.{NAME}.migrations")
+        await asyncio.to_thread(ensure_current, database.engine, f"ironworks.{NAME}.migrations")
         locks = DigestLocks()
         registry = Registry(
             database=database,

@@ -38,7 +38,7 @@ from ironworks.model.errors import FailedPrecondition
 from ironworks.model.ids import new_id
 from ironworks.runtime.reconcile import Reconciler
 from ironworks.runtime.service import Chassis, Parts
-from ironworks.storage.migrate import upgrade
+from ironworks.storage.schema import ensure_current
 from ironworks.storage.sql import Database, sqlite_url
 
 NAME = "metald"
@@ -59,7 +59,7 @@ async def compose(chassis: Chassis[MetaldSettings]) -> AsyncGenerator[Parts]:
     settings, layout = chassis.settings, read_layout()
     database = Database(sqlite_url(settings.own_dir / "metald.db"))
     try:
-        await asyncio.to_thread(upgrade, database.engine, "ironworks.metald.migrations")
+        await asyncio.to_thread(ensure_current, database.engine, "ironworks.metald.migrations")
         host = await database.write(lambda connection: _this_host(connection, chassis))
         stream = _stream(chassis, host)
         sampler = HostSampler(clock=chassis.clock, tasks=chassis.tasks, sink=stream)

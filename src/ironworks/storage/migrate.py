@@ -1,4 +1,4 @@
-"""Migrations: Alembic versions beside each service's store, applied at its start.
+"""Migrations: Alembic versions beside each service's store; `schema` applies them at its start.
 
 A service has `migrations/versions/NNNN_what.py` (Alembic revisions `NNNN`). Here is the one
 environment for all of them; there is no alembic.ini to keep.
@@ -6,6 +6,8 @@ environment for all of them; there is no alembic.ini to keep.
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +19,9 @@ from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, MetaData
 
-from ironworks.model.errors import DataLoss, FailedPrecondition
+from ironworks.model.errors import DataLoss, FailedPrecondition, IronError
+from ironworks.storage.schema import URL_VARIABLE
+from ironworks.storage.sql import make_engine
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -87,3 +91,19 @@ def difference(engine: Engine, metadata: MetaData) -> list[object]:
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         return list(compare_metadata(context, metadata))
+
+
+def main() -> None:
+    """`python -m ironworks.storage.migrate PACKAGE`, with the URL in the environment."""
+    engine = make_engine(os.environ[URL_VARIABLE])
+    try:
+        upgrade(engine, sys.argv[1])
+    except IronError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(error.exit_status)
+    finally:
+        engine.dispose()
+
+
+if __name__ == "__main__":
+    main()

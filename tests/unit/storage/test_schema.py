@@ -1,0 +1,36 @@
+"""A service's schema is brought up to date when it starts, outside of its process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, text
+
+from ironworks.model.errors import FailedPrecondition
+from ironworks.storage.schema import current_revision, ensure_current, newest_revision
+from ironworks.storage.sql import make_engine, sqlite_url
+
+PACKAGE = "ironworks.metald.migrations"
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Engine:
+    return make_engine(sqlite_url(tmp_path / "a.db"))
+
+
+def test_an_empty_database_gets_everything_once(engine: Engine) -> None:
+    assert current_revision(engine) is None
+    ensure_current(engine, PACKAGE)
+    assert current_revision(engine) == newest_revision(PACKAGE)
+    ensure_current(engine, PACKAGE)
+    engine.dispose()
+
+
+def test_a_database_of_a_newer_version_is_refused_in_a_sentence(engine: Engine) -> None:
+    ensure_current(engine, PACKAGE)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(FailedPrecondition, match="written by a newer Ironworks"):
+        ensure_current(engine, PACKAGE)
+    engine.dispose()
