@@ -38,6 +38,7 @@ from ironworks.gen.ironworks.gatewayd.v1.tenants_connect import TenantServiceASG
 from ironworks.gen.ironworks.gatewayd.v1.tokens_connect import TokenServiceASGIApplication
 from ironworks.runtime.service import Chassis, Parts
 from ironworks.runtime.workflows import Queue, Workflows
+from ironworks.storage.schema import ensure_current
 from ironworks.storage.sql import Database
 
 
@@ -161,9 +162,7 @@ async def compose(chassis: Chassis[GatewaydSettings]) -> AsyncGenerator[Parts]:
     settings.directory.chmod(0o700)
     database = Database(settings.database_url)
     try:
-        await asyncio.to_thread(
-            schema.ensure_current, database.engine, "ironworks.gatewayd.migrations"
-        )
+        await asyncio.to_thread(ensure_current, database.engine, "ironworks.gatewayd.migrations")
         issuer = Issuer.open(
             settings.data_dir, settings.trust_domain, chassis.clock, chassis.entropy
         )
