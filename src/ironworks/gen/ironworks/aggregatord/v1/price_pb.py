@@ -184,7 +184,7 @@ class PriceVersion(Message[_PriceVersionFields]):
             int32 version = 3;
             ```
         effective_at_ns:
-            From when it holds, UTC nanoseconds.
+            From when it holds, UTC nanoseconds, the beginning of a UTC day: a day has one price.
 
             ```proto
             int64 effective_at_ns = 4;
@@ -379,7 +379,8 @@ class CreatePricePlanRequest(Message[_CreatePricePlanRequestFields]):
             int64 commitment_nanos = 6;
             ```
         effective_at_ns:
-            From when the first version holds, UTC nanoseconds; 0: from the beginning of time.
+            From when the first version holds, the beginning of a UTC day in nanoseconds; 0: from the
+            beginning of time.
 
             ```proto
             int64 effective_at_ns = 7;
@@ -575,7 +576,7 @@ class CreatePriceVersionRequest(Message[_CreatePriceVersionRequestFields]):
             int64 commitment_nanos = 4;
             ```
         effective_at_ns:
-            From when it holds, UTC nanoseconds.
+            From when it holds, the beginning of a UTC day in nanoseconds.
 
             ```proto
             int64 effective_at_ns = 5;
@@ -755,7 +756,7 @@ class PriceAssignment(Message[_PriceAssignmentFields]):
             string price_plan_id = 2;
             ```
         effective_at_ns:
-            From when, UTC nanoseconds; until the next assignment.
+            From when, the beginning of a UTC day in nanoseconds; until the next assignment.
 
             ```proto
             int64 effective_at_ns = 3;
@@ -811,7 +812,7 @@ class AssignPricePlanRequest(Message[_AssignPricePlanRequestFields]):
             string price_plan_id = 2;
             ```
         effective_at_ns:
-            From when, UTC nanoseconds; 0: now.
+            From when, the beginning of a UTC day in nanoseconds; 0: the next one.
 
             ```proto
             int64 effective_at_ns = 3;

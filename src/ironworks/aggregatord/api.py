@@ -1,0 +1,320 @@
+"""Proto ↔ types; nothing is decided here but whose data a caller may ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+from connectrpc.request import RequestContext
+
+from ironworks.aggregatord import store
+from ironworks.aggregatord.app import MINUTE_NS, Usage
+from ironworks.aggregatord.ingest import Ingest
+from ironworks.aggregatord.types import (
+    DAY_NS,
+    HOUR_NS,
+    UNITS,
+    Interval,
+    InvoiceDraft,
+    RatedLine,
+    UsageFilter,
+    UsageRow,
+    VmCompleteness,
+)
+from ironworks.gen.ironworks.aggregatord.v1 import batch_pb, invoice_pb
+from ironworks.gen.ironworks.aggregatord.v1 import usage_pb as pb
+from ironworks.gen.ironworks.aggregatord.v1.batch_connect import BatchService
+from ironworks.gen.ironworks.aggregatord.v1.invoice_connect import InvoiceService
+from ironworks.gen.ironworks.aggregatord.v1.usage_connect import UsageService
+from ironworks.gen.ironworks.billaged.v1 import samples_pb
+from ironworks.gen.ironworks.common.v1 import common_pb
+from ironworks.model.errors import InvalidRequest, NotFound, PermissionDenied
+from ironworks.model.pages import encode_token, read_page
+from ironworks.runtime.identity import current_caller
+from ironworks.storage.sql import Database
+
+Context: TypeAlias = RequestContext[Any, Any]
+_STEPS = {
+    pb.Step.UNSPECIFIED: 0,
+    pb.Step.MINUTE: MINUTE_NS,
+    pb.Step.HOUR: HOUR_NS,
+    pb.Step.DAY: DAY_NS,
+}
+
+
+def tenant_of(asked: str) -> str:
+    """The tenant that the caller may ask about: their own, or for operators and services any.
+
+    Raises:
+        PermissionDenied: it is another tenant's.
+        InvalidRequest: the caller has no tenant of their own and names none.
+    """
+    caller = current_caller()
+    own = caller.tenant_id
+    if own is not None and asked in {"", own}:
+        return own
+    anyone = caller.is_operator or (caller.kind == "service" and own is None)
+    if not anyone:
+        raise PermissionDenied("This is another tenant's usage.", hint="Leave tenant_id empty.")
+    if not asked:
+        raise InvalidRequest("tenant_id says whose usage is asked for; it is empty.")
+    return asked
+
+
+def _interval(asked: pb.Interval | None) -> Interval:
+    if asked is None:
+        raise InvalidRequest("An interval is needed.")
+    return Interval(from_ns=asked.from_ns, to_ns=asked.to_ns)
+
+
+def _filter(asked: pb.UsageFilter | None) -> UsageFilter:
+    asked = asked or pb.UsageFilter()
+    return UsageFilter(
+        tenant_id=tenant_of(asked.tenant_id),
+        vm_ids=tuple(asked.vm_ids),
+        deployment_id=asked.deployment_id,
+    )
+
+
+def _row(row: UsageRow) -> pb.UsageRow:
+    return pb.UsageRow(
+        interval=pb.Interval(from_ns=row.from_ns, to_ns=row.to_ns),
+        tenant_id=row.tenant_id,
+        vm_id=row.vm_id,
+        meter=row.meter,
+        quantity=str(row.quantity),
+        unit=UNITS[row.meter],
+    )
+
+
+def _completeness(vms: Sequence[VmCompleteness]) -> pb.Completeness:
+    expected, received = sum(one.expected for one in vms), sum(one.received for one in vms)
+    return pb.Completeness(
+        expected=expected,
+        received=received,
+        missing=expected - received,
+        quarantined=sum(one.quarantined for one in vms),
+        partial=sum(one.partial for one in vms),
+    )
+
+
+def _gap_counts(vms: Sequence[VmCompleteness]) -> list[pb.GapCount]:
+    counts: dict[int, int] = {}
+    for one in vms:
+        for reason, samples in one.gaps.items():
+            counts[reason] = counts.get(reason, 0) + samples
+    return [
+        pb.GapCount(reason=samples_pb.GapReason(reason), samples=samples)
+        for reason, samples in sorted(counts.items())
+    ]
+
+
+class BatchHandlers(BatchService):
+    """Handlers of `ironworks.aggregatord.v1.BatchService`."""
+
+    def __init__(self, ingest: Ingest, database: Database) -> None:
+        self._ingest = ingest
+        self._database = database
+
+    async def submit_batch(
+        self, request: batch_pb.SubmitBatchRequest, ctx: Context, /
+    ) -> batch_pb.SubmitBatchResponse:
+        """Store a batch."""
+        del ctx
+        outcome = await self._ingest.submit(request)
+        kinds = batch_pb.BatchOutcome
+        return batch_pb.SubmitBatchResponse(
+            outcome=kinds.DUPLICATE if outcome.duplicate else kinds.ACCEPTED,
+            windows_accepted=len(outcome.accepted),
+            windows_duplicate=outcome.windows_duplicate,
+            quarantined=[
+                batch_pb.QuarantinedWindow(
+                    window_id=one.window.window_id,
+                    batch_id=one.batch_id,
+                    vm_id=one.window.vm_id,
+                    tenant_id=one.window.tenant_id,
+                    reason=one.window.finding.reason,
+                    detail=one.window.finding.detail,
+                    state=batch_pb.QuarantineState.OPEN,
+                    content_sha256=one.window.content_sha256,
+                )
+                for one in outcome.refused
+            ],
+        )
+
+    async def get_batch(self, request: batch_pb.GetBatchRequest, ctx: Context, /) -> batch_pb.Batch:
+        """One entry of the ledger."""
+        del ctx
+        batch = await self._database.read(lambda c: store.get_batch(c, request.batch_id))
+        if batch is None:
+            raise NotFound(f"Batch {request.batch_id[:64]} is not in the ledger.")
+        return batch_pb.Batch(
+            batch_id=batch.batch_id,
+            host_id=batch.host_id,
+            content_sha256=batch.content_sha256,
+            accepted_at_ns=batch.accepted_at_ns,
+            windows_accepted=batch.windows_accepted,
+            windows_quarantined=batch.windows_quarantined,
+            samples_accepted=batch.samples_accepted,
+        )
+
+    async def list_quarantined_windows(
+        self, request: batch_pb.ListQuarantinedWindowsRequest, ctx: Context, /
+    ) -> batch_pb.ListQuarantinedWindowsResponse:
+        """What failed validation, newest first."""
+        del ctx
+        asked = request.page or common_pb.PageRequest()
+        filters = (request.tenant_id, request.vm_id, int(request.state))
+        page = read_page(asked.page_size, asked.page_token, filters)
+        rows = await self._database.read(lambda c: store.quarantined(c, *filters, page))
+        token = ""
+        if len(rows) > page.size:
+            last = rows[page.size - 1]
+            after = (last["received_at_ns"], last["window_id"], last["content_sha256"])
+            token = encode_token(after, filters)
+        return batch_pb.ListQuarantinedWindowsResponse(
+            windows=[
+                batch_pb.QuarantinedWindow(
+                    window_id=row["window_id"],
+                    batch_id=row["batch_id"],
+                    vm_id=row["vm_id"],
+                    tenant_id=row["tenant_id"],
+                    reason=batch_pb.QuarantineReason(row["reason"]),
+                    detail=row["detail"],
+                    received_at_ns=row["received_at_ns"],
+                    state=batch_pb.QuarantineState(row["state"]),
+                    content_sha256=bytes.fromhex(row["content_sha256"]),
+                )
+                for row in rows[: page.size]
+            ],
+            page=common_pb.PageInfo(next_page_token=token),
+        )
+
+
+class UsageHandlers(UsageService):
+    """Handlers of `ironworks.aggregatord.v1.UsageService`."""
+
+    def __init__(self, usage: Usage) -> None:
+        self._usage = usage
+
+    async def get_usage(self, request: pb.GetUsageRequest, ctx: Context, /) -> pb.GetUsageResponse:
+        """Quantities."""
+        del ctx
+        chosen, interval = _filter(request.filter), _interval(request.interval)
+        rows = await self._usage.usage(
+            chosen,
+            interval,
+            step_ns=_STEPS[request.step],
+            by_vm=request.by_vm,
+            meters=request.filter.meters if request.filter else (),
+        )
+        return pb.GetUsageResponse(
+            rows=[_row(row) for row in rows],
+            completeness=_completeness(await self._usage.completeness(chosen, interval)),
+        )
+
+    async def get_completeness(
+        self, request: pb.GetCompletenessRequest, ctx: Context, /
+    ) -> pb.GetCompletenessResponse:
+        """Samples expected, received, missing."""
+        del ctx
+        vms = await self._usage.completeness(_filter(request.filter), _interval(request.interval))
+        return pb.GetCompletenessResponse(
+            total=_completeness(vms),
+            gaps=_gap_counts(vms),
+            vms=[
+                pb.VmCompleteness(
+                    vm_id=one.vm_id,
+                    completeness=_completeness([one]),
+                    gaps=_gap_counts([one]),
+                    watermark_ns=one.watermark_ns,
+                )
+                for one in vms[:1000]
+            ],
+        )
+
+    async def list_gaps(self, request: pb.ListGapsRequest, ctx: Context, /) -> pb.ListGapsResponse:
+        """Missing intervals."""
+        del ctx
+        chosen, interval = _filter(request.filter), _interval(request.interval)
+        asked = request.page or common_pb.PageRequest()
+        filters = (chosen, interval)
+        page = read_page(asked.page_size, asked.page_token, filters)
+        after = ("", 0, 0)
+        if page.after:
+            vm_id, epoch, seq = page.after
+            after = (str(vm_id), int(epoch), int(seq))
+        gaps = await self._usage.gaps(chosen, interval, page.size, after)
+        token = ""
+        if len(gaps) > page.size:
+            last = gaps[page.size - 1]
+            token = encode_token((*last.key, last.first_seq), filters)
+        return pb.ListGapsResponse(
+            gaps=[
+                pb.UsageGap(
+                    gap=samples_pb.Gap(
+                        vm_id=gap.key.vm_id,
+                        boot_epoch=gap.key.boot_epoch,
+                        first_seq=gap.first_seq,
+                        last_seq=gap.last_seq,
+                        reason=samples_pb.GapReason(gap.reason),
+                    ),
+                    interval=pb.Interval(from_ns=gap.start_at_ns, to_ns=gap.end_at_ns),
+                )
+                for gap in gaps[: page.size]
+            ],
+            page=common_pb.PageInfo(next_page_token=token),
+        )
+
+
+class InvoiceHandlers(InvoiceService):
+    """Handlers of `ironworks.aggregatord.v1.InvoiceService`."""
+
+    def __init__(self, usage: Usage) -> None:
+        self._usage = usage
+
+    async def preview_invoice(
+        self, request: invoice_pb.PreviewInvoiceRequest, ctx: Context, /
+    ) -> invoice_pb.Invoice:
+        """A draft for any interval."""
+        del ctx
+        chosen = UsageFilter(tenant_id=tenant_of(request.tenant_id), vm_ids=tuple(request.vm_ids))
+        draft = await self._usage.preview(chosen, _interval(request.interval), by_vm=request.by_vm)
+        return _invoice(draft)
+
+
+def _money(nanos: int, currency: str) -> common_pb.Money:
+    return common_pb.Money(nanos=nanos, currency=currency)
+
+
+def _line(line: RatedLine) -> invoice_pb.InvoiceLine:
+    charge = line.charge
+    return invoice_pb.InvoiceLine(
+        kind=invoice_pb.InvoiceLineKind.USAGE,
+        meter=charge.price.meter,
+        vm_id=charge.vm_id,
+        quantity=str(charge.quantity),
+        unit=UNITS[charge.price.meter],
+        unit_price_nanos=charge.price.nanos,
+        per_quantity=str(charge.price.per_quantity),
+        unit_name=charge.price.unit_name,
+        amount=_money(line.amount_nanos, charge.version.currency),
+        price_version_id=charge.version.price_version_id,
+        price_version=charge.version.version,
+        interval=pb.Interval(from_ns=charge.interval.from_ns, to_ns=charge.interval.to_ns),
+        description=charge.price.meter.name.replace("_", " ").lower(),
+    )
+
+
+def _invoice(draft: InvoiceDraft) -> invoice_pb.Invoice:
+    return invoice_pb.Invoice(
+        tenant_id=draft.tenant_id,
+        interval=pb.Interval(from_ns=draft.interval.from_ns, to_ns=draft.interval.to_ns),
+        state=invoice_pb.InvoiceState.DRAFT,
+        lines=[_line(line) for line in draft.lines],
+        subtotal=_money(draft.total_nanos, draft.currency),
+        total=_money(draft.total_nanos, draft.currency),
+        completeness=_completeness(draft.completeness),
+        computed_at_ns=draft.computed_at_ns,
+        price_plan_name=draft.plan_name,
+    )

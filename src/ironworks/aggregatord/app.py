@@ -1,0 +1,291 @@
+"""Use cases of usage, completeness and invoices: read, add up, rate."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Collection, Sequence
+from importlib import resources
+
+from sqlalchemy import Connection
+
+from ironworks.aggregatord import decide, metering, rating, store
+from ironworks.aggregatord.rollup import Rollup
+from ironworks.aggregatord.store import EpochCounts
+from ironworks.aggregatord.types import (
+    DAY_NS,
+    HOUR_NS,
+    UNITS,
+    AggregatordSettings,
+    Baseline,
+    Charge,
+    Interval,
+    InvoiceDraft,
+    PriceVersion,
+    Quantities,
+    StoredGap,
+    Summary,
+    UsageFilter,
+    UsageRow,
+    VmCompleteness,
+    VmEpoch,
+)
+from ironworks.aggregatord.warehouse import Warehouse
+from ironworks.gen.ironworks.aggregatord.v1.usage_pb import Meter
+from ironworks.model.errors import FailedPrecondition, InvalidRequest
+from ironworks.model.ids import derived_id
+from ironworks.model.units import NS_PER_DAY, NS_PER_SECOND
+from ironworks.runtime.clock import Clock
+from ironworks.storage.sql import Database
+
+MAX_ROWS = 10_000
+MAX_VMS = 1_000
+MINUTE_NS = 60 * NS_PER_SECOND
+
+
+def default_plan() -> tuple[PriceVersion, str]:
+    """The price plan that a new platform begins with, and its description."""
+    text = resources.files("ironworks.aggregatord").joinpath("plans/default-v1.toml").read_text()
+    plan = tomllib.loads(text)
+    plan_id = derived_id("pln", "default")
+    version = PriceVersion(
+        price_version_id=derived_id("pln", "default", "1"),
+        price_plan_id=plan_id,
+        plan_name=plan["name"],
+        currency=plan["currency"],
+        version=1,
+        effective_at_ns=0,
+        prices=store.prices_from(plan["prices"]),
+    )
+    return version, plan["description"]
+
+
+class Usage:
+    """Answers what was used and what it costs."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        warehouse: Warehouse,
+        rollup: Rollup,
+        clock: Clock,
+        settings: AggregatordSettings,
+    ) -> None:
+        self._database = database
+        self._warehouse = warehouse
+        self._rollup = rollup
+        self._clock = clock
+        self._settings = settings
+
+    async def begin(self) -> None:
+        """Make the default price plan if there is none."""
+        version, description = default_plan()
+        now_ns = self._clock.now_ns()
+        await self._database.write(lambda c: store.put_plan(c, version, description, now_ns))
+
+    # ── usage ──────────────────────────────────────────────────────────────────────────────────
+
+    async def usage(
+        self,
+        chosen: UsageFilter,
+        interval: Interval,
+        *,
+        step_ns: int = 0,
+        by_vm: bool = False,
+        meters: Collection[Meter] = (),
+    ) -> list[UsageRow]:
+        """Quantities in an interval, in steps of `step_ns` (0: in one piece); zeros left out.
+
+        Raises:
+            InvalidRequest: the interval is empty or not made of whole steps, or too many rows.
+            FailedPrecondition: it reaches behind what is kept at this resolution.
+        """
+        _check(chosen, interval, step_ns)
+        if meters and not set(meters) <= set(UNITS):
+            raise InvalidRequest("One of the meters is not counted by this version.")
+        if interval.aligned_to(DAY_NS) and step_ns in {0, DAY_NS}:
+            table, days = "daily_usage", self._settings.usage_daily_days
+        elif interval.aligned_to(HOUR_NS) and step_ns in {0, HOUR_NS}:
+            table, days = "hourly_usage", self._settings.usage_hourly_days
+        else:
+            table, days = "", self._settings.usage_hourly_days
+        if interval.from_ns < self._clock.now_ns() - (days + 1) * NS_PER_DAY:
+            raise FailedPrecondition(
+                f"At this resolution usage is kept for {days} days.",
+                hint="Ask for whole UTC days, or for a later interval.",
+            )
+        if table:
+            await self._rollup.catch_up()
+            rows = await self._warehouse.usage(
+                table, chosen, interval, by_vm=by_vm, step_ns=step_ns
+            )
+        else:
+            rows = await self._from_windows(chosen, interval, step_ns, by_vm=by_vm)
+        rows = [row for row in rows if row.quantity and (not meters or row.meter in meters)]
+        if len(rows) > MAX_ROWS:
+            raise InvalidRequest(
+                f"The answer would have more than {MAX_ROWS} rows.",
+                hint="Ask for a shorter interval, longer steps, or without VMs.",
+            )
+        return rows
+
+    async def _from_windows(
+        self, chosen: UsageFilter, interval: Interval, step_ns: int, *, by_vm: bool
+    ) -> list[UsageRow]:
+        """From summaries: exact to the window, for intervals that are not of whole hours."""
+        epochs: dict[VmEpoch, list[Summary]] = {}
+        for summary in await self._warehouse.summaries_in(chosen, interval):
+            epochs.setdefault(summary.key, []).append(summary)
+        around = await self._warehouse.around(
+            {
+                key: (min(one.first_seq for one in found), max(one.last_seq for one in found))
+                for key, found in epochs.items()
+            }
+        )
+        totals: dict[tuple[int, str], Quantities] = {}
+        for key, found in epochs.items():
+            before, _ = around.get(key, (Baseline(), {}))
+            for summary, quantities in metering.usage_of(found, before):
+                start_ns = summary.start_at_ns // step_ns * step_ns if step_ns else interval.from_ns
+                place = (start_ns, key.vm_id if by_vm else "")
+                metering.add(totals.setdefault(place, {}), quantities)
+        return [
+            UsageRow(
+                from_ns=start_ns,
+                to_ns=start_ns + step_ns if step_ns else interval.to_ns,
+                tenant_id=chosen.tenant_id,
+                vm_id=vm_id,
+                meter=meter,
+                quantity=quantity,
+            )
+            for (start_ns, vm_id), quantities in sorted(totals.items())
+            for meter, quantity in sorted(quantities.items())
+        ]
+
+    # ── completeness ───────────────────────────────────────────────────────────────────────────
+
+    async def completeness(self, chosen: UsageFilter, interval: Interval) -> list[VmCompleteness]:
+        """Samples expected, received and missing of each VM that has any, ordered by id."""
+        _check(chosen, interval, 0)
+        declared = await self._warehouse.gap_counts(chosen, interval)
+        counts = await self._database.read(lambda c: _counts(c, chosen, interval))
+        by_vm: dict[str, list[tuple[EpochCounts, int, int]]] = {}
+        for one, expected, quarantined in counts:
+            by_vm.setdefault(one.key.vm_id, []).append((one, expected, quarantined))
+        found: list[VmCompleteness] = []
+        for vm_id, epochs in sorted(by_vm.items()):
+            expected = sum(each for _, each, _ in epochs)
+            received = sum(one.samples for one, _, _ in epochs)
+            quarantined = sum(each for _, _, each in epochs)
+            reasons = decide.explain_missing(
+                expected - received, quarantined, declared.get(vm_id, {})
+            )
+            found.append(
+                VmCompleteness(
+                    vm_id=vm_id,
+                    expected=expected,
+                    received=received,
+                    quarantined=quarantined,
+                    partial=sum(one.partial for one, _, _ in epochs),
+                    watermark_ns=max(one.end_at_ns for one, _, _ in epochs),
+                    gaps=reasons,
+                )
+            )
+        return found
+
+    async def gaps(
+        self, chosen: UsageFilter, interval: Interval, limit: int, after: tuple[str, int, int]
+    ) -> list[StoredGap]:
+        """One page of gaps and one more, by VM, epoch and number."""
+        _check(chosen, interval, 0)
+        return await self._warehouse.gaps(chosen, interval, limit + 1, after)
+
+    # ── invoices ───────────────────────────────────────────────────────────────────────────────
+
+    async def preview(
+        self, chosen: UsageFilter, interval: Interval, *, by_vm: bool
+    ) -> InvoiceDraft:
+        """What a tenant would be charged for an interval.
+
+        Raises:
+            InvalidRequest, FailedPrecondition: as `usage`.
+        """
+        _check(chosen, interval, 0)
+        timeline = await self._database.read(lambda c: _timeline(c, chosen.tenant_id, interval))
+        charges: list[Charge] = []
+        for piece, version in timeline:
+            rows = await self.usage(chosen, piece, by_vm=by_vm)
+            charges += _charges(rows, version, piece)
+        lines, total_nanos = rating.rate(charges)
+        newest = timeline[-1][1] if timeline else default_plan()[0]
+        return InvoiceDraft(
+            tenant_id=chosen.tenant_id,
+            interval=interval,
+            currency=newest.currency,
+            plan_name=newest.plan_name,
+            lines=lines,
+            total_nanos=total_nanos,
+            completeness=tuple(await self.completeness(chosen, interval)),
+            computed_at_ns=self._clock.now_ns(),
+        )
+
+
+def _check(chosen: UsageFilter, interval: Interval, step_ns: int) -> None:
+    if not 0 <= interval.from_ns < interval.to_ns:
+        raise InvalidRequest("The interval must begin before it ends.")
+    if step_ns and not interval.aligned_to(step_ns):
+        raise InvalidRequest("The interval is not made of whole UTC steps.")
+    if len(chosen.vm_ids) > MAX_VMS:
+        raise InvalidRequest(f"At most {MAX_VMS} VMs can be asked for at once.")
+
+
+def _charges(rows: Sequence[UsageRow], version: PriceVersion, interval: Interval) -> list[Charge]:
+    """What has a price, ordered by meter and VM."""
+    prices = {price.meter: price for price in version.prices}
+    return [
+        Charge(
+            price=prices[row.meter],
+            version=version,
+            vm_id=row.vm_id,
+            interval=interval,
+            quantity=row.quantity,
+        )
+        for row in sorted(rows, key=lambda row: (row.meter, row.vm_id))
+        if row.meter in prices
+    ]
+
+
+def _timeline(
+    connection: Connection, tenant_id: str, interval: Interval
+) -> list[tuple[Interval, PriceVersion]]:
+    assignments = store.assignments(connection, tenant_id)
+    versions = {plan: store.versions_of(connection, plan) for _, plan in assignments}
+    return decide.price_timeline(interval, assignments, versions)
+
+
+def _counts(
+    connection: Connection, chosen: UsageFilter, interval: Interval
+) -> list[tuple[EpochCounts, int, int]]:
+    """For each epoch: what was accepted, samples expected, samples in quarantine."""
+    accepted = {one.key: one for one in store.accepted_counts(connection, chosen, interval)}
+    refused = {one.key: one for one in store.quarantined_counts(connection, chosen, interval)}
+    found: list[tuple[EpochCounts, int, int]] = []
+    for key in sorted({*accepted, *refused}):
+        sides = [one for one in (accepted.get(key), refused.get(key)) if one is not None]
+        first_seq = min(one.first_seq for one in sides)
+        last_seq = max(one.last_seq for one in sides)
+        before = store.last_seq_before(connection, key, first_seq)
+        if before is None:
+            before = min(one.attached_seq for one in sides) - 1
+        counts = accepted.get(key) or EpochCounts(
+            key=key,
+            attached_seq=0,
+            first_seq=first_seq,
+            last_seq=last_seq,
+            samples=0,
+            partial=0,
+            end_at_ns=0,
+        )
+        quarantined = refused[key].samples if key in refused else 0
+        found.append((counts, max(0, last_seq - min(before, first_seq - 1)), quarantined))
+    return found

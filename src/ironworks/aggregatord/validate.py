@@ -1,0 +1,150 @@
+"""Is a window true? Pure: what it says, what was allowed, what its neighbours say.
+
+What fails is quarantined, so each bound is one that no honest sample can cross.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ironworks.aggregatord.types import CUMULATIVE, Baseline, Finding, Summary, Window
+from ironworks.gen.ironworks.aggregatord.v1.batch_pb import QuarantineReason as Reason
+from ironworks.model.units import GIB, NS_PER_DAY, NS_PER_SECOND, NS_PER_US
+
+VMM_OVERHEAD_VCPUS = 1
+"""The VMM's own threads (emulated devices, I/O) may use as much CPU beside the guest's vCPUs."""
+CPU_SLACK_NS = 200_000_000
+"""Counters and clocks are not read in the same instant; the kernel accounts in ticks of its own."""
+MEMORY_OVERHEAD_BYTES = GIB
+"""The VMM's own memory: device models, page tables, the translation cache when emulating."""
+MEMORY_OVERHEAD_SHARE = 4
+"""And a quarter of the limit."""
+MAX_DISK_BYTES_PER_SECOND = 32 * GIB
+MAX_NETWORK_BYTES_PER_SECOND = 50 * GIB
+"""400 Gbit/s: faster than any link of a host."""
+RATE_SLACK_BYTES = GIB
+MAX_AHEAD_NS = 300 * NS_PER_SECOND
+MAX_WINDOW_NS = 61 * NS_PER_SECOND
+MAX_OFFSET_US = 60_000_000
+MIN_OFFSET_US = -200_000
+_ALL_READINGS = 0x3F
+
+_MAX_BYTES_PER_SECOND = {
+    "disk_read_bytes": MAX_DISK_BYTES_PER_SECOND,
+    "disk_write_bytes": MAX_DISK_BYTES_PER_SECOND,
+    "network_receive_bytes": MAX_NETWORK_BYTES_PER_SECOND,
+    "network_transmit_bytes": MAX_NETWORK_BYTES_PER_SECOND,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Neighbours:
+    """What is known around a window, from windows that were accepted.
+
+    Attributes:
+        tenant_id: Tenant under which the VM is known; empty if it is not.
+        before: The epoch's counters at the end of all windows before this one.
+        after: First values of the nearest window after it; empty if there is none.
+        overlapping: Samples of other windows in this one's interval.
+        interval_free: How many numbers of this window's interval no other window has.
+    """
+
+    tenant_id: str
+    before: Baseline
+    after: dict[str, int | None]
+    interval_free: int | None = None
+
+
+def check_window(window: Window, now_ns: int, raw_days: int) -> Finding | None:
+    """What is wrong with a window by itself; None if nothing is."""
+    return (
+        _check_sequence(window) or _check_clock(window, now_ns, raw_days) or _check_values(window)
+    )
+
+
+def _check_sequence(window: Window) -> Finding | None:
+    if window.first_seq < 0 or not (np.diff(window.seq) > 0).all():
+        return Finding(reason=Reason.SEQUENCE, detail="Sequence numbers do not increase.")
+    if (window.absent_mask & ~np.uint8(_ALL_READINGS)).any():
+        return Finding(reason=Reason.MALFORMED, detail="The mask names readings that do not exist.")
+    if (window.absent_mask == _ALL_READINGS).any():
+        return Finding(reason=Reason.MALFORMED, detail="A sample has no reading at all.")
+    return None
+
+
+def _check_clock(window: Window, now_ns: int, raw_days: int) -> Finding | None:
+    at_ns = window.tick_at_ns
+    first_ns, last_ns = int(at_ns[0]), int(at_ns[-1])
+    detail = ""
+    if (np.diff(at_ns) < 0).any() or last_ns - first_ns > MAX_WINDOW_NS:
+        detail = "Times go back, or the window is longer than a minute."
+    elif last_ns > now_ns + MAX_AHEAD_NS:
+        detail = "The window lies in the future: is the host's clock right?"
+    elif first_ns < now_ns - raw_days * NS_PER_DAY:
+        detail = "The window is older than samples are kept."
+    elif (window.offset_us > MAX_OFFSET_US).any() or (window.offset_us < MIN_OFFSET_US).any():
+        detail = "Samples were read far from their tick."
+    elif (np.diff(window.time_us()) < 0).any():
+        detail = "Samples were read in another order than they are numbered."
+    return Finding(reason=Reason.CLOCK, detail=detail) if detail else None
+
+
+def _check_values(window: Window) -> Finding | None:
+    for name in CUMULATIVE:
+        values = window.values[name][window.present(name)]
+        if (values[1:] < values[:-1]).any():
+            return Finding(reason=Reason.COUNTER_WENT_BACK, detail=f"{name} goes back.")
+        if len(values) and values[-1] >= 1 << 63:
+            return Finding(reason=Reason.MALFORMED, detail=f"{name} is absurdly large.")
+    memory = window.values["memory_bytes"][window.present("memory_bytes")]
+    limit_bytes = window.memory_limit_bytes
+    allowed_bytes = limit_bytes + limit_bytes // MEMORY_OVERHEAD_SHARE + MEMORY_OVERHEAD_BYTES
+    if len(memory) and int(memory.max()) > allowed_bytes:
+        return Finding(
+            reason=Reason.MEMORY_EXCEEDED,
+            detail=f"{int(memory.max())} bytes are in use, {allowed_bytes} are possible.",
+        )
+    return None
+
+
+def check_neighbours(window: Window, summary: Summary, around: Neighbours) -> Finding | None:
+    """What is wrong with a window beside what is known already; None if nothing is."""
+    if around.tenant_id and around.tenant_id != window.tenant_id:
+        return Finding(reason=Reason.IDENTITY, detail="The VM belongs to another tenant.")
+    if around.interval_free is not None and around.interval_free < len(window):
+        return Finding(reason=Reason.SEQUENCE, detail="Other windows have these samples already.")
+    for name in CUMULATIVE:
+        before, after = around.before.last.get(name), around.after.get(name)
+        first, last = summary.first[name], summary.last[name]
+        if before is not None and first is not None and first < before:
+            detail = f"{name} is {first}, it was {before} before."
+            return Finding(reason=Reason.COUNTER_WENT_BACK, detail=detail)
+        if after is not None and last is not None and after < last:
+            detail = f"{name} is {last}, it is {after} later."
+            return Finding(reason=Reason.COUNTER_WENT_BACK, detail=detail)
+    return _check_growth(summary, around.before)
+
+
+def _check_growth(summary: Summary, before: Baseline) -> Finding | None:
+    """Against what VM and devices could have done since the window before."""
+    since_us = summary.first_us if before.last_us is None else before.last_us
+    elapsed_ns = max(0, summary.last_us - since_us) * NS_PER_US
+    for name in CUMULATIVE:
+        last, base = summary.last[name], before.last.get(name)
+        base = summary.first[name] if base is None else base
+        if last is None or base is None:
+            continue
+        grown = last - base
+        if name == "cpu_ns":
+            allowed = (summary.vcpus + VMM_OVERHEAD_VCPUS) * elapsed_ns + CPU_SLACK_NS
+            reason = Reason.CPU_EXCEEDED
+        else:
+            per_second = _MAX_BYTES_PER_SECOND[name]
+            allowed = per_second * elapsed_ns // NS_PER_SECOND + RATE_SLACK_BYTES
+            reason = Reason.RATE_EXCEEDED
+        if grown > allowed:
+            detail = f"{name} grew by {grown}, {allowed} are possible."
+            return Finding(reason=reason, detail=detail)
+    return None
