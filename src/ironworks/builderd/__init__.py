@@ -1,0 +1,1 @@
+"""builderd (docs follow)."""

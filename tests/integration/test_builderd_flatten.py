@@ -1,0 +1,386 @@
+"""What we make of layers is what `umoci unpack` makes of them, and the same twice."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import subprocess
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ironworks.builderd.flatten.plan import Flattened, Layer, Limits, Plan
+from ironworks.builderd.flatten.run import flatten
+from ironworks.model.errors import InvalidRequest
+from ironworks.testkit import images
+from ironworks.testkit.images import File, directory, hard_link, opaque, symlink, whiteout
+
+MADE_UP = 1_750_000_000
+"""umoci gives the time of the day to directories that it takes things out of late."""
+
+
+def big(seed: int, size: int) -> bytes:
+    return hashlib.shake_256(bytes([seed])).digest(size)
+
+
+def f(name: str, text: str = "", **more: object) -> File:
+    return File(name=name, data=text.encode(), **more)  # type: ignore[arg-type]
+
+
+Layers = list[list[File]]
+SEMANTICS: dict[str, Layers] = {
+    "one layer": [[directory("a"), f("a/b", "hello"), f("c", "x", mode=0o755)]],
+    "replaced file": [[f("a", "old")], [f("a", "new", mode=0o600)]],
+    "whiteout": [[directory("d"), f("d/a"), f("d/b")], [whiteout("d/a")]],
+    "whiteout of a directory": [[directory("d"), directory("d/e"), f("d/e/f")], [whiteout("d")]],
+    "whiteout of nothing": [[f("a")], [whiteout("nothing"), whiteout("no/where")]],
+    "whiteout before its own file": [[f("a", "old")], [whiteout("a"), f("a", "new")]],
+    "whiteout after its own file": [[f("a", "old")], [f("a", "new"), whiteout("a")]],
+    "whiteout of a directory that comes again": [
+        [directory("d"), f("d/old")],
+        [directory("d", 0o700), f("d/new"), whiteout("d")],
+    ],
+    "opaque": [[directory("d"), f("d/old")], [directory("d"), opaque("d"), f("d/new")]],
+    "opaque after": [[directory("d"), f("d/old")], [directory("d"), f("d/new"), opaque("d")]],
+    "opaque in depth": [
+        [directory("d"), directory("d/e"), f("d/e/old"), directory("d/x"), f("d/x/y")],
+        [directory("d"), directory("d/e"), f("d/e/new"), opaque("d")],
+    ],
+    "file over directory": [[directory("d"), f("d/a")], [f("d", "a file")]],
+    "directory over file": [[f("d", "a file")], [directory("d"), f("d/a")]],
+    "directory keeps its content": [[directory("d"), f("d/a")], [directory("d", 0o711)]],
+    "directory over link": [
+        [directory("real"), f("real/a"), symlink("d", "real")],
+        [directory("d"), f("d/b")],
+    ],
+    "link over directory": [
+        [directory("real"), directory("d"), f("d/a")],
+        [symlink("d", "real")],
+    ],
+    "parent is a link": [
+        [directory("usr"), directory("usr/lib"), symlink("lib", "usr/lib")],
+        [f("lib/libc.so", "elf")],
+    ],
+    "parent is an absolute link": [
+        [directory("run"), directory("var"), symlink("var/run", "/run")],
+        [directory("var/run/app"), f("var/run/app/pid", "1")],
+    ],
+    "parent is a chain of links": [
+        [directory("a"), directory("a/b"), symlink("c", "a"), symlink("d", "c/b/../b")],
+        [f("d/file", "deep")],
+    ],
+    "whiteout through a link": [
+        [directory("usr"), f("usr/a"), f("usr/b"), symlink("l", "usr")],
+        [whiteout("l/a")],
+    ],
+    "hard links": [[f("a", "data"), hard_link("b", "a"), directory("d"), hard_link("d/c", "b")]],
+    "hard link to a lower layer": [[f("a", "data")], [hard_link("b", "a")]],
+    "hard link outlives its target": [[f("a", "data")], [hard_link("b", "a"), whiteout("a")]],
+    "hard link whose target is replaced": [
+        [f("a", "old"), hard_link("b", "a")],
+        [f("a", "new")],
+    ],
+    "hard link over a file": [[f("a", "data"), f("b", "other")], [hard_link("b", "a")]],
+    "link replaced by file": [[f("t", "target"), symlink("l", "t")], [f("l", "own")]],
+    "dangling link": [[symlink("l", "/nowhere"), symlink("m", "../up")]],
+    "modes": [
+        [f("setuid", mode=0o4755), f("none", mode=0), directory("tmp", 0o1777)],
+        [directory("setgid", 0o2775)],
+    ],
+    "owners": [[f("a", uid=1000, gid=100), f("b", uid=100_000, gid=65_534)]],
+    "large owner": [[f("a", uid=3_000_000, gid=4_000_000)]],
+    "devices": [
+        [
+            File(name="null", kind=tarfile.CHRTYPE, device=(1, 3), mode=0o666),
+            File(name="disk", kind=tarfile.BLKTYPE, device=(8, 17), mode=0o660),
+            File(name="fifo", kind=tarfile.FIFOTYPE, mode=0o644),
+        ]
+    ],
+    "long names": [
+        [directory("d" * 200), f("d" * 200 + "/" + "f" * 250, "x"), symlink("l", "t/" * 150 + "t")]
+    ],
+    "many components": [[directory("/".join(["d"] * n)) for n in range(1, 60)]],
+    "dotted names": [[directory("./d"), f("./d/./a", "x"), f("d//b", "y")]],
+    "names of all bytes": [[f("ümlaut", "x"), f("new\nline", "y"), f("back\\slash", "z")]],
+    "xattrs": [
+        [f("a", "x", xattrs={"user.note": "hello"}), f("b", "y", xattrs={"user.x": ""})],
+        [f("a", "z", xattrs={"user.other": "1"})],
+    ],
+    "file capability": [
+        [
+            f(
+                "ping",
+                "elf",
+                xattrs={
+                    "security.capability": "\x01\0\0\x02\0\x20" + "\0" * 14,
+                },
+            )
+        ]
+    ],
+    "contents": [
+        [
+            directory("d"),
+            File(name="d/empty"),
+            File(name="d/block", data=big(1, 512)),
+            File(name="d/small", data=big(2, 5000)),
+            File(name="d/large", data=big(3, 3_000_001)),
+            File(name="d/zeros", data=bytes(1_000_000)),
+        ]
+    ],
+    "root": [[File(name="./", kind=tarfile.DIRTYPE, mode=0o711, mtime=1_234_567_890), f("a")]],
+    "empty layer": [[f("a")], [], [f("b")]],
+    "old and new times": [[f("old", mtime=1), f("new", mtime=4_000_000_000)]],
+}
+
+
+def layer_files(image: images.Image, root: Path) -> tuple[Layer, ...]:
+    found: list[Layer] = []
+    for layer in image.layers:
+        data = layer.blob()
+        digest = hashlib.sha256(data).hexdigest()
+        found.append(
+            Layer(
+                path=str(root / "blobs" / "sha256" / digest),
+                digest=layer.digest or f"sha256:{digest}",
+                size_bytes=len(data) if layer.size_bytes < 0 else layer.size_bytes,
+                diff_id=layer.diff_id or f"sha256:{hashlib.sha256(layer.tar).hexdigest()}",
+            )
+        )
+    return tuple(found)
+
+
+def build(image: images.Image, place: Path, limits: Limits | None = None) -> Flattened:
+    place.mkdir(exist_ok=True)
+    images.write_image(place / "layout", image)
+    (place / "scratch").mkdir()
+    plan = Plan(
+        layers=layer_files(image, place / "layout"),
+        output=str(place / "rootfs"),
+        scratch=str(place / "scratch"),
+        limits=limits or Limits(free_bytes=0),
+    )
+    result = flatten(plan, lambda _: None)
+    assert list((place / "scratch").iterdir()) == []
+    return result
+
+
+def snapshot(root: Path) -> dict[str, dict[str, object]]:
+    """Everything of a tree that an image says."""
+    found: dict[str, dict[str, object]] = {}
+    inodes: dict[int, str] = {}
+    for path in sorted([root, *root.rglob("*")]):
+        info = path.lstat()
+        name = str(path.relative_to(root))
+        one: dict[str, object] = {
+            "mode": oct(info.st_mode),
+            "owner": (info.st_uid, info.st_gid),
+            "mtime": int(info.st_mtime) if info.st_mtime < MADE_UP else "made up",
+            "xattrs": {
+                key: os.getxattr(path, key, follow_symlinks=False)
+                for key in os.listxattr(path, follow_symlinks=False)
+            },
+        }
+        if stat.S_ISREG(info.st_mode):
+            one["content"] = hashlib.sha256(path.read_bytes()).hexdigest()
+            one["same as"] = inodes.setdefault(info.st_ino, name)
+        elif stat.S_ISLNK(info.st_mode):
+            one["target"] = path.readlink().as_posix()
+        elif not stat.S_ISDIR(info.st_mode):
+            one["device"] = info.st_rdev
+        found[name] = one
+    return found
+
+
+def unpack_ours(place: Path) -> dict[str, dict[str, object]]:
+    subprocess.run(
+        ["unsquashfs", "-q", "-n", "-d", place / "ours", place / "rootfs"],
+        check=True,
+        capture_output=True,
+    )
+    return snapshot(place / "ours")
+
+
+def unpack_umoci(place: Path) -> dict[str, dict[str, object]]:
+    subprocess.run(
+        ["umoci", "unpack", "--image", f"{place / 'layout'}:latest", place / "theirs"],
+        check=True,
+        capture_output=True,
+        umask=0o022,
+    )
+    return snapshot(place / "theirs" / "rootfs")
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("name", SEMANTICS)
+def test_layers_become_what_umoci_makes_of_them(name: str, tmp_path: Path) -> None:
+    layers = SEMANTICS[name]
+    compressions: list[images.Compression] = ["gzip", "", "zstd"]
+    compression = compressions[sum(map(ord, name)) % 2]  # umoci 0.4.7 knows no zstd
+    image = images.Image(
+        layers=[
+            images.Layer(tar=images.make_tar(files), compression=compression) for files in layers
+        ]
+    )
+    result = build(image, tmp_path)
+    ours, theirs = unpack_ours(tmp_path), unpack_umoci(tmp_path)
+    assert len(ours) - 1 == result.file_count
+    if not any(file.name == "./" for files in layers for file in files):
+        del ours["."], theirs["."]
+    for path, entry in theirs.items():
+        if entry["mtime"] == "made up" and entry["mode"] != "0o100644":
+            ours[path]["mtime"] = "made up"
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("compression", ["", "gzip", "zstd"])
+def test_the_same_image_is_the_same_bytes(tmp_path: Path, compression: images.Compression) -> None:
+    files = [
+        directory("d"),
+        File(name="d/large", data=big(7, 2_000_000)),
+        hard_link("d/again", "d/large"),
+        *(f(f"d/{n}", str(n) * n) for n in range(200)),
+    ]
+    image = images.Image(layers=[images.Layer(tar=images.make_tar(files), compression=compression)])
+    first = build(image, tmp_path / "one")
+    os.utime(tmp_path / "one")
+    second = build(image, tmp_path / "two")
+    assert first == second
+    assert first.sha256 == hashlib.sha256((tmp_path / "one" / "rootfs").read_bytes()).hexdigest()
+
+
+def raw_entry(name: bytes, kind: bytes = b"0", target: bytes = b"", size: int = 0) -> bytes:
+    """A header that tarfile would not write."""
+    block = bytearray(512)
+    block[0 : len(name)] = name
+    block[100:136] = b"0000644\x000000000\x000000000\x00%011o\x00" % size
+    block[136:148] = b"00000000000\x00"
+    block[148:156] = b" " * 8
+    block[156:157] = kind
+    block[157 : 157 + len(target)] = target
+    block[257:265] = b"ustar\x0000"
+    block[148:156] = b"%06o\x00 " % sum(block)
+    return bytes(block)
+
+
+END = bytes(1024)
+HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
+    "..": (lambda: raw_entry(b"../evil") + END, "upwards"),
+    ".. within": (lambda: raw_entry(b"a/../../evil") + END, "upwards"),
+    "absolute": (lambda: raw_entry(b"/etc/passwd") + END, "absolute"),
+    "link out": (
+        lambda: images.make_tar([symlink("l", "../../etc"), f("l/passwd", "evil")]),
+        "out of the image",
+    ),
+    "hard link out": (lambda: raw_entry(b"h", b"1", b"../../etc/shadow") + END, "upwards"),
+    "hard link to an absolute name": (
+        lambda: raw_entry(b"h", b"1", b"/etc/shadow") + END,
+        "absolute",
+    ),
+    "hard link to nothing": (lambda: raw_entry(b"h", b"1", b"nothing") + END, "to nothing"),
+    "hard link to itself": (
+        lambda: images.make_tar([f("h"), hard_link("h", "h")]),
+        "to itself",
+    ),
+    "cyclic hard links": (
+        lambda: raw_entry(b"a", b"1", b"b") + raw_entry(b"b", b"1", b"a") + END,
+        "to nothing",
+    ),
+    "hard link to a directory": (
+        lambda: images.make_tar([directory("d"), hard_link("h", "d")]),
+        "to a directory",
+    ),
+    "circle of links": (
+        lambda: images.make_tar([symlink("a", "b"), symlink("b", "a"), f("a/x")]),
+        "circle",
+    ),
+    "file as a directory": (lambda: images.make_tar([f("a"), f("a/b")]), "not a directory"),
+    "whiteout of ..": (lambda: raw_entry(b"d/.wh...") + END, "whiteout of nothing"),
+    "whiteout of nothing": (lambda: raw_entry(b".wh.") + END, "whiteout of nothing"),
+    "whiteout as a directory": (lambda: raw_entry(b".wh.d/a") + END, "reserved"),
+    "size beyond the end": (lambda: raw_entry(b"a", size=1 << 30) + END, "longer than the layer"),
+    "cut off": (lambda: raw_entry(b"a")[:300], "cut off"),
+    "wrong checksum": (lambda: b"x" + raw_entry(b"a")[1:] + END, "checksum"),
+    "not a tar": (lambda: b"<html>" * 1000, "checksum"),
+    "unknown kind": (lambda: raw_entry(b"a", b"Q") + END, "kind"),
+    "root is a file": (lambda: raw_entry(b".") + END, "root of the image"),
+    "NUL in a PAX name": (
+        lambda: (
+            raw_entry(b"p", b"x", size=12) + b"12 path=a\0b\n".ljust(512, b"\0") + raw_entry(b"a")
+        ),
+        "NUL",
+    ),
+    "damaged PAX": (
+        lambda: raw_entry(b"p", b"x", size=12) + b"99 path=abc\n".ljust(512, b"\0"),
+        "damaged PAX",
+    ),
+    "huge PAX": (lambda: raw_entry(b"p", b"x", size=1 << 24) + END, "extended header"),
+    "long component": (lambda: images.make_tar([f("c" * 256)]), "longer than 255"),
+    "long name": (lambda: images.make_tar([f("/".join(["c" * 250] * 20))]), "longer than 4095"),
+    "too many files": (lambda: images.make_tar([f(f"{n}") for n in range(60)]), "more than 50"),
+    "bomb": (lambda: images.make_tar([f("z", "\0" * 3_000_000)]), "unpacks to more"),
+}
+
+
+@pytest.mark.parametrize("compression", ["gzip", "zstd"])
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_layers_are_refused_with_their_reason(
+    name: str, compression: images.Compression, tmp_path: Path
+) -> None:
+    make, reason = HOSTILE[name]
+    image = images.Image(layers=[images.Layer(tar=make(), compression=compression)])
+    limits = Limits(free_bytes=0, file_count=50, unpacked_bytes=2_000_000)
+    with pytest.raises(InvalidRequest, match=reason):
+        build(image, tmp_path, limits)
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("lie", "reason"),
+    [
+        ({"digest": "sha256:" + "0" * 64}, "what the manifest says"),
+        ({"size_bytes": 10}, "what the manifest says"),
+        ({"diff_id": "sha256:" + "0" * 64}, "configuration says"),
+    ],
+)
+def test_blobs_that_are_not_what_they_should_be(
+    lie: dict[str, object], reason: str, tmp_path: Path
+) -> None:
+    layer = images.Layer(tar=images.make_tar([f("a", "x" * 9000)]), compression="")
+    honest = images.Image(layers=[layer])
+    images.write_image(tmp_path / "layout", honest)
+    (tmp_path / "scratch").mkdir()
+    blob = layer_files(honest, tmp_path / "layout")[0]
+    values = {name: getattr(blob, name) for name in blob.__slots__}
+    plan = Plan(
+        layers=(Layer(**{**values, **lie}),),
+        output=str(tmp_path / "out"),
+        scratch=str(tmp_path / "scratch"),
+        limits=Limits(free_bytes=0),
+    )
+    with pytest.raises(InvalidRequest, match=reason):
+        flatten(plan, lambda _: None)
+
+
+@pytest.mark.parametrize("compression", ["gzip", "zstd"])
+def test_a_cut_off_layer_is_refused(compression: images.Compression, tmp_path: Path) -> None:
+    tar = images.make_tar([File(name="a", data=big(5, 100_000))])
+    data = images.Layer(tar=tar, compression=compression).blob()[:50_000]
+    blob = tmp_path / "blob"
+    blob.write_bytes(data)
+    layer = Layer(
+        path=str(blob),
+        digest=f"sha256:{hashlib.sha256(data).hexdigest()}",
+        size_bytes=len(data),
+        diff_id=f"sha256:{hashlib.sha256(tar).hexdigest()}",
+    )
+    plan = Plan(
+        layers=(layer,),
+        output=str(tmp_path / "out"),
+        scratch=str(tmp_path),
+        limits=Limits(free_bytes=0),
+    )
+    with pytest.raises(InvalidRequest, match=r"cut off|configuration says"):
+        flatten(plan, lambda _: None)
