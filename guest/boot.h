@@ -18,6 +18,11 @@ void boot_load_modules(const char *stage);
  */
 void boot_try_modules(const char *stage);
 
+#define VIRTIO_ID_ENTROPY 4
+
+/* Whether there is a virtio device of this kind. */
+int boot_has_device(unsigned int virtio_id);
+
 /* Finds, reads and parses the config disk. */
 void boot_read_config(struct config *config);
 

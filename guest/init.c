@@ -96,15 +96,23 @@ void fail(const char *format, ...)
 	power_off();
 }
 
-static void set_clock(void)
+static void set_clock(unsigned long long utc_ns)
 {
-	struct timespec now, then = {.tv_sec = (time_t)(config.clock_ns / 1000000000),
-				     .tv_nsec = (long)(config.clock_ns % 1000000000)};
+	struct timespec then = {.tv_sec = (time_t)(utc_ns / 1000000000),
+				.tv_nsec = (long)(utc_ns % 1000000000)};
 
-	/* Only forward: a VMM with a clock of its own is righter than a disk. */
-	clock_gettime(CLOCK_REALTIME, &now);
-	if (then.tv_sec > now.tv_sec && clock_settime(CLOCK_REALTIME, &then) < 0)
+	if (clock_settime(CLOCK_REALTIME, &then) < 0)
 		say("the clock could not be set: %s", strerror(errno));
+}
+
+/* Only forward: a VMM with a clock of its own is righter than a disk. */
+static void set_clock_at_boot(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_REALTIME, &now);
+	if ((unsigned long long)now.tv_sec < config.clock_ns / 1000000000)
+		set_clock(config.clock_ns);
 }
 
 static int block_signals(void)
@@ -140,26 +148,37 @@ static int reap(pid_t child, int *status)
 	return ended;
 }
 
+/* The number behind a word of the host's; 0 if there is none, or more than a number. */
+static int number_after(const char *word, unsigned long long *number)
+{
+	char *end;
+
+	if (*word != ' ' || word[1] < '0' || word[1] > '9')
+		return 0;
+	*number = strtoull(word + 1, &end, 10);
+	return !*end;
+}
+
 /* Obeys the host; returns the time of SIGKILL, which a second stop can only bring forward. */
 static long long obey(pid_t child, long long kill_at)
 {
 	char line[CONTROL_LINE_BYTES];
+	unsigned long long number;
 	long long at;
 
 	while (control_receive(&control, line)) {
-		unsigned long patience = config.stop_ms;
-		char *end;
-
-		if (strncmp(line, "stop", 4) != 0 || (line[4] && line[4] != ' '))
-			continue;
-		if (line[4]) {
-			patience = strtoul(line + 5, &end, 10);
-			if (end == line + 5 || *end || patience > CONFIG_MAX_STOP_MS)
+		if (strcmp(line, "status") == 0) {
+			control_send(&control, "ready");
+		} else if (strncmp(line, "clock", 5) == 0 && number_after(line + 5, &number)) {
+			set_clock(number);
+		} else if (strncmp(line, "stop", 4) == 0) {
+			number = config.stop_ms;
+			if (line[4] && (!number_after(line + 4, &number) || number > CONFIG_MAX_STOP_MS))
 				continue;
+			at = stop_child(child, (uint32_t)number);
+			if (!kill_at || at < kill_at)
+				kill_at = at;
 		}
-		at = stop_child(child, (uint32_t)patience);
-		if (!kill_at || at < kill_at)
-			kill_at = at;
 	}
 	return kill_at;
 }
@@ -244,7 +263,7 @@ static void report(int status)
 	control_send(&control, line);
 }
 
-int main(void)
+int main(int count, char **words)
 {
 	struct user user;
 	const char *why;
@@ -253,6 +272,11 @@ int main(void)
 
 	control_init(&control, CONTROL_NONE, 0);
 	boot_first_mounts();
+	/* The kernel hands on the words of its command line that it does not know. */
+	if (count > 1 && strcmp(words[1], "probe") == 0) {
+		say("probe passed");
+		power_off();
+	}
 	boot_load_modules("disk");
 	boot_read_config(&config);
 	if (config.control == CONTROL_VIRTIO_SERIAL)
@@ -260,11 +284,11 @@ int main(void)
 	if (config.control == CONTROL_VSOCK)
 		boot_load_modules("control-vsock");
 	control_init(&control, config.control, config.control_port);
-	boot_try_modules("entropy");
+	if (boot_has_device(VIRTIO_ID_ENTROPY))
+		boot_try_modules("entropy");
 	if (config.has_address)
 		boot_load_modules("net");
-	if (config.clock_ns)
-		set_clock();
+	set_clock_at_boot();
 	boot_switch_root(&config);
 	switched = 1;
 	net_up(&config);

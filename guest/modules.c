@@ -1,6 +1,7 @@
 #include "boot.h"
 #include "say.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -9,6 +10,7 @@
 #include <unistd.h>
 
 #define LIST "/modules.list"
+#define VIRTIO_DEVICES "/sys/bus/virtio/devices"
 
 /* Each module stands once in the archive; once loaded its file only takes memory. */
 static int load(const char *path)
@@ -53,4 +55,27 @@ void boot_load_modules(const char *stage)
 void boot_try_modules(const char *stage)
 {
 	load_stage(stage, 0);
+}
+
+int boot_has_device(unsigned int virtio_id)
+{
+	DIR *devices = opendir(VIRTIO_DEVICES);
+	struct dirent *entry;
+	int found = 0;
+
+	while (devices && !found && (entry = readdir(devices))) {
+		char path[sizeof(VIRTIO_DEVICES) + sizeof(entry->d_name) + 8];
+		unsigned int id;
+		FILE *file;
+
+		snprintf(path, sizeof(path), VIRTIO_DEVICES "/%s/device", entry->d_name);
+		file = fopen(path, "re");
+		if (!file)
+			continue;
+		found = fscanf(file, "%x", &id) == 1 && id == virtio_id;
+		fclose(file);
+	}
+	if (devices)
+		closedir(devices);
+	return found;
 }
