@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ironworks.gatewayd.api.deployments import DeploymentHandlers, GatewayHandlers
 from ironworks.gatewayd.api.hosts import HostHandlers
 from ironworks.gatewayd.api.jobs import JobHandlers
+from ironworks.gatewayd.api.policies import MemberHandlers, PolicyHandlers
 from ironworks.gatewayd.api.rest import PREFIX, Rest
 from ironworks.gatewayd.api.tenants import ApiKeyHandlers, TenantHandlers, TokenHandlers
 from ironworks.gatewayd.app.changes import Changes
@@ -18,6 +19,7 @@ from ironworks.gatewayd.app.deployments import DeploymentApp
 from ironworks.gatewayd.app.edge import EdgeApp
 from ironworks.gatewayd.app.hosts import HostApp
 from ironworks.gatewayd.app.jobs import QUEUES, JobApp
+from ironworks.gatewayd.app.limits import LimitApp
 from ironworks.gatewayd.app.removal import Removal
 from ironworks.gatewayd.app.remove import Remove
 from ironworks.gatewayd.app.tenants import TenantApp
@@ -33,8 +35,14 @@ from ironworks.gen.ironworks.gatewayd.v1.deployments_connect import (
 )
 from ironworks.gen.ironworks.gatewayd.v1.hosts_connect import HostDirectoryServiceASGIApplication
 from ironworks.gen.ironworks.gatewayd.v1.jobs_connect import JobServiceASGIApplication
-from ironworks.gen.ironworks.gatewayd.v1.policies_connect import GatewayServiceASGIApplication
-from ironworks.gen.ironworks.gatewayd.v1.tenants_connect import TenantServiceASGIApplication
+from ironworks.gen.ironworks.gatewayd.v1.policies_connect import (
+    GatewayServiceASGIApplication,
+    PolicyServiceASGIApplication,
+)
+from ironworks.gen.ironworks.gatewayd.v1.tenants_connect import (
+    MemberServiceASGIApplication,
+    TenantServiceASGIApplication,
+)
 from ironworks.gen.ironworks.gatewayd.v1.tokens_connect import TokenServiceASGIApplication
 from ironworks.runtime.service import Chassis, Parts
 from ironworks.runtime.workflows import Queue, Workflows
@@ -48,6 +56,7 @@ class _Apps:
     jobs: JobApp
     deployments: DeploymentApp
     hosts: HostApp
+    limits: LimitApp
     edge: EdgeApp
     reconcilers: Reconcilers
 
@@ -120,6 +129,7 @@ def _apps(
             settings=settings,
         ),
         hosts=HostApp(database=database, clock=clock),
+        limits=LimitApp(database=database, clock=clock, settings=settings),
         edge=edge,
         reconcilers=reconcilers,
     )
@@ -134,6 +144,8 @@ def _parts(chassis: Chassis[GatewaydSettings], apps: _Apps) -> Parts:
         (JobServiceASGIApplication, JobHandlers(apps.jobs)),
         (HostDirectoryServiceASGIApplication, HostHandlers(apps.hosts)),
         (GatewayServiceASGIApplication, GatewayHandlers(apps.edge)),
+        (PolicyServiceASGIApplication, PolicyHandlers(apps.limits)),
+        (MemberServiceASGIApplication, MemberHandlers()),
     )
     applications = [chassis.application(kind, handlers) for kind, handlers in served]
     rest = Rest(

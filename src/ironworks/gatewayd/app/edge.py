@@ -54,7 +54,7 @@ class EdgeApp:
         self._directory = settings.directory / "envoy"
         self._socket = admin_socket(settings.data_dir)
         self._publishing = asyncio.Lock()
-        self.plane = Plane(directory=self._directory, socket=self._socket, clock=clock)
+        self.plane = Plane(directory=self._directory, admin=self._socket, clock=clock)
         self.endpoint_count = 0
 
     def url_of(self, host_label: str) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,9 +79,9 @@ async def validate(edge: Edge) -> None:
 class Plane:
     """The files of one Envoy, and its admin interface."""
 
-    def __init__(self, *, directory: Path, socket: Path, clock: Clock) -> None:
+    def __init__(self, *, directory: Path, admin: Path, clock: Clock) -> None:
         self._directory = directory
-        self._socket = socket
+        self._socket = admin
         self._clock = clock
         self.written: Written | None = None
 
@@ -151,26 +153,33 @@ class Plane:
             Unavailable: it does not answer.
         """
         try:
-            async with asyncio.timeout(_ADMIN_SECONDS):
-                return await self._get(path)
-        except (OSError, TimeoutError, ValueError, asyncio.IncompleteReadError) as error:
+            return await asyncio.to_thread(_get, self._socket, path)
+        except (OSError, http.client.HTTPException) as error:
             raise Unavailable(
                 "Envoy does not answer on its admin socket.", context={"error": repr(error)}
             ) from None
 
-    async def _get(self, path: str) -> str:
-        reader, writer = await asyncio.open_unix_connection(str(self._socket))
-        try:
-            # HTTP/1.0: the answer ends with the connection, there are no chunks to put together.
-            writer.write(f"GET {path} HTTP/1.0\r\nhost: admin\r\n\r\n".encode())
-            await writer.drain()
-            answer = await reader.read(_MAX_ADMIN_BYTES)
-            while chunk := await reader.read(_MAX_ADMIN_BYTES - len(answer)):
-                answer += chunk
-        finally:
-            writer.close()
-        _, _, body = answer.partition(b"\r\n\r\n")
-        return body.decode(errors="replace")
+
+class _SocketConnection(http.client.HTTPConnection):
+    """HTTP over a unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("admin", timeout=_ADMIN_SECONDS)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(_ADMIN_SECONDS)
+        self.sock.connect(str(self._path))
+
+
+def _get(path: Path, resource: str) -> str:
+    connection = _SocketConnection(path)
+    try:
+        connection.request("GET", resource)
+        return connection.getresponse().read(_MAX_ADMIN_BYTES).decode(errors="replace")
+    finally:
+        connection.close()
 
 
 def envoy_argv(bootstrap: Path, concurrency: int) -> list[str]:

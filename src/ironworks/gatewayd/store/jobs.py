@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter
-from sqlalchemy import Connection, Row, delete, select, tuple_, update
+from sqlalchemy import Connection, Row, delete, func, select, tuple_, update
 
 from ironworks.gatewayd.tables import JOBS
 from ironworks.gatewayd.types import (
@@ -121,6 +121,13 @@ def unfinished_jobs(connection: Connection) -> list[Job]:
     """All jobs that have not ended, oldest first."""
     query = select(JOBS).where(JOBS.c.state.not_in(_ENDED)).order_by(JOBS.c.created_at_ns)
     return [_job(row) for row in connection.execute(query)]
+
+
+def count_unfinished(connection: Connection, tenant_id: str) -> int:
+    """How many jobs of a tenant have not ended."""
+    query = select(func.count()).select_from(JOBS)
+    living = JOBS.c.state.not_in(_ENDED)
+    return connection.execute(query.where(JOBS.c.tenant_id == tenant_id, living)).scalar_one()
 
 
 def unfinished_job_ids_of(connection: Connection, resource_id: str) -> list[str]:

@@ -53,7 +53,7 @@ class DeploymentService(Protocol):
 
     async def get_deployment(self, request: GetDeploymentRequest, ctx: RequestContext[GetDeploymentRequest, GetDeploymentResponse], /) -> GetDeploymentResponse:
         """
-        GetDeployment reads one deployment with its replicas. Any role.
+        GetDeployment reads one deployment with its replicas. Every role but billing.
 
         Errors: `not_found`.
         """
@@ -61,14 +61,14 @@ class DeploymentService(Protocol):
 
     async def list_deployments(self, request: ListDeploymentsRequest, ctx: RequestContext[ListDeploymentsRequest, ListDeploymentsResponse], /) -> ListDeploymentsResponse:
         """
-        ListDeployments reads deployments, newest first. Any role.
+        ListDeployments reads deployments, newest first. Every role but billing.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
     def watch_deployment(self, request: WatchDeploymentRequest, ctx: RequestContext[WatchDeploymentRequest, WatchDeploymentResponse], /) -> AsyncIterator[WatchDeploymentResponse]:
         """
         WatchDeployment sends the deployment as it is, then again after every change of it or of a
-        replica, until it is deleted. Any role.
+        replica, until it is deleted. Every role but billing.
 
         Errors: `not_found`.
         """
@@ -258,7 +258,7 @@ class DeploymentServiceClient(ConnectClient):
         use_get: bool = False,
     ) -> GetDeploymentResponse:
         """
-        GetDeployment reads one deployment with its replicas. Any role.
+        GetDeployment reads one deployment with its replicas. Every role but billing.
 
         Errors: `not_found`.
         """
@@ -285,7 +285,7 @@ class DeploymentServiceClient(ConnectClient):
         use_get: bool = False,
     ) -> ListDeploymentsResponse:
         """
-        ListDeployments reads deployments, newest first. Any role.
+        ListDeployments reads deployments, newest first. Every role but billing.
         """
         return await self.execute_unary(
             request=request,
@@ -310,7 +310,7 @@ class DeploymentServiceClient(ConnectClient):
     ) -> AsyncIterator[WatchDeploymentResponse]:
         """
         WatchDeployment sends the deployment as it is, then again after every change of it or of a
-        replica, until it is deleted. Any role.
+        replica, until it is deleted. Every role but billing.
 
         Errors: `not_found`.
         """
@@ -431,7 +431,7 @@ class DeploymentServiceSync(Protocol):
 
     def get_deployment(self, request: GetDeploymentRequest, ctx: RequestContext[GetDeploymentRequest, GetDeploymentResponse], /) -> GetDeploymentResponse:
         """
-        GetDeployment reads one deployment with its replicas. Any role.
+        GetDeployment reads one deployment with its replicas. Every role but billing.
 
         Errors: `not_found`.
         """
@@ -439,14 +439,14 @@ class DeploymentServiceSync(Protocol):
 
     def list_deployments(self, request: ListDeploymentsRequest, ctx: RequestContext[ListDeploymentsRequest, ListDeploymentsResponse], /) -> ListDeploymentsResponse:
         """
-        ListDeployments reads deployments, newest first. Any role.
+        ListDeployments reads deployments, newest first. Every role but billing.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
     def watch_deployment(self, request: WatchDeploymentRequest, ctx: RequestContext[WatchDeploymentRequest, WatchDeploymentResponse], /) -> Iterator[WatchDeploymentResponse]:
         """
         WatchDeployment sends the deployment as it is, then again after every change of it or of a
-        replica, until it is deleted. Any role.
+        replica, until it is deleted. Every role but billing.
 
         Errors: `not_found`.
         """
@@ -634,7 +634,7 @@ class DeploymentServiceClientSync(ConnectClientSync):
         use_get: bool = False,
     ) -> GetDeploymentResponse:
         """
-        GetDeployment reads one deployment with its replicas. Any role.
+        GetDeployment reads one deployment with its replicas. Every role but billing.
 
         Errors: `not_found`.
         """
@@ -661,7 +661,7 @@ class DeploymentServiceClientSync(ConnectClientSync):
         use_get: bool = False,
     ) -> ListDeploymentsResponse:
         """
-        ListDeployments reads deployments, newest first. Any role.
+        ListDeployments reads deployments, newest first. Every role but billing.
         """
         return self.execute_unary(
             request=request,
@@ -686,7 +686,7 @@ class DeploymentServiceClientSync(ConnectClientSync):
     ) -> Iterator[WatchDeploymentResponse]:
         """
         WatchDeployment sends the deployment as it is, then again after every change of it or of a
-        replica, until it is deleted. Any role.
+        replica, until it is deleted. Every role but billing.
 
         Errors: `not_found`.
         """

@@ -38,7 +38,7 @@ class JobService(Protocol):
     """
     async def get_job(self, request: GetJobRequest, ctx: RequestContext[GetJobRequest, GetJobResponse], /) -> GetJobResponse:
         """
-        GetJob reads one job. Any role.
+        GetJob reads one job. Every role but billing.
 
         Errors: `not_found`.
         """
@@ -46,7 +46,7 @@ class JobService(Protocol):
 
     async def list_jobs(self, request: ListJobsRequest, ctx: RequestContext[ListJobsRequest, ListJobsResponse], /) -> ListJobsResponse:
         """
-        ListJobs reads jobs, newest first. Any role.
+        ListJobs reads jobs, newest first. Every role but billing.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -54,7 +54,7 @@ class JobService(Protocol):
         """
         WatchJob sends the job as it is, then again after every change, and ends after the change that
         ended the job. Changes that follow each other within 50 ms may arrive as one. A client whose
-        stream breaks simply watches again. Any role.
+        stream breaks simply watches again. Every role but billing.
 
         Errors: `not_found`.
         """
@@ -159,7 +159,7 @@ class JobServiceClient(ConnectClient):
         use_get: bool = False,
     ) -> GetJobResponse:
         """
-        GetJob reads one job. Any role.
+        GetJob reads one job. Every role but billing.
 
         Errors: `not_found`.
         """
@@ -186,7 +186,7 @@ class JobServiceClient(ConnectClient):
         use_get: bool = False,
     ) -> ListJobsResponse:
         """
-        ListJobs reads jobs, newest first. Any role.
+        ListJobs reads jobs, newest first. Every role but billing.
         """
         return await self.execute_unary(
             request=request,
@@ -212,7 +212,7 @@ class JobServiceClient(ConnectClient):
         """
         WatchJob sends the job as it is, then again after every change, and ends after the change that
         ended the job. Changes that follow each other within 50 ms may arrive as one. A client whose
-        stream breaks simply watches again. Any role.
+        stream breaks simply watches again. Every role but billing.
 
         Errors: `not_found`.
         """
@@ -264,7 +264,7 @@ class JobServiceSync(Protocol):
     """
     def get_job(self, request: GetJobRequest, ctx: RequestContext[GetJobRequest, GetJobResponse], /) -> GetJobResponse:
         """
-        GetJob reads one job. Any role.
+        GetJob reads one job. Every role but billing.
 
         Errors: `not_found`.
         """
@@ -272,7 +272,7 @@ class JobServiceSync(Protocol):
 
     def list_jobs(self, request: ListJobsRequest, ctx: RequestContext[ListJobsRequest, ListJobsResponse], /) -> ListJobsResponse:
         """
-        ListJobs reads jobs, newest first. Any role.
+        ListJobs reads jobs, newest first. Every role but billing.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -280,7 +280,7 @@ class JobServiceSync(Protocol):
         """
         WatchJob sends the job as it is, then again after every change, and ends after the change that
         ended the job. Changes that follow each other within 50 ms may arrive as one. A client whose
-        stream breaks simply watches again. Any role.
+        stream breaks simply watches again. Every role but billing.
 
         Errors: `not_found`.
         """
@@ -383,7 +383,7 @@ class JobServiceClientSync(ConnectClientSync):
         use_get: bool = False,
     ) -> GetJobResponse:
         """
-        GetJob reads one job. Any role.
+        GetJob reads one job. Every role but billing.
 
         Errors: `not_found`.
         """
@@ -410,7 +410,7 @@ class JobServiceClientSync(ConnectClientSync):
         use_get: bool = False,
     ) -> ListJobsResponse:
         """
-        ListJobs reads jobs, newest first. Any role.
+        ListJobs reads jobs, newest first. Every role but billing.
         """
         return self.execute_unary(
             request=request,
@@ -436,7 +436,7 @@ class JobServiceClientSync(ConnectClientSync):
         """
         WatchJob sends the job as it is, then again after every change, and ends after the change that
         ended the job. Changes that follow each other within 50 ms may arrive as one. A client whose
-        stream breaks simply watches again. Any role.
+        stream breaks simply watches again. Every role but billing.
 
         Errors: `not_found`.
         """
