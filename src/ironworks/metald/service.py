@@ -126,7 +126,7 @@ async def _context(
 ) -> Context:
     settings, clock = chassis.settings, chassis.clock
     steps = TimedSteps(NoSteps(), clock)
-    drivers = make_drivers(clock, steps)
+    drivers = make_drivers(clock, steps, guest_dir=settings.guest_dir, state_dir=settings.own_dir)
     probes = await probe_all(drivers)
     cpus, memory_total_bytes = host_size()
     return Context(
