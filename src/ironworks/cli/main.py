@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import os
@@ -170,7 +171,13 @@ def _say(sentence: str) -> None:
 
 def main() -> None:
     """The console script."""
-    sys.exit(run(sys.argv[1:]))
+    status = run(sys.argv[1:])
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    # Not sys.exit: threads of the HTTP client may outlive the interpreter by a moment and abort the
+    # process on its way out, when everything has been done and said.
+    os._exit(status)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from ironworks.sdk.tokens import Token, TokenSource
 
 CALL_TIMEOUT_SECONDS = 30.0
 CONNECT_TIMEOUT_SECONDS = 5.0
+SETTLE_SECONDS = 0.02
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _C = TypeVar("_C", bound=ConnectClient)
 _Answer = TypeVar("_Answer")
@@ -94,6 +95,10 @@ class Connection:
         self._clients.clear()
         for transport in transports:
             await transport.aclose()
+        if transports:
+            # Threads of the HTTP client drop what they hold of Python's after we were answered. One
+            # that does so while the interpreter ends aborts the process, when all work was done.
+            await asyncio.sleep(SETTLE_SECONDS)
 
     async def http(self, host: str = "") -> Client:
         """HTTP client for the API or, with `host`, for a deployment's endpoint."""

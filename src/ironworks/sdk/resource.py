@@ -23,7 +23,7 @@ class _Paged(Protocol):
 _Answer = TypeVar("_Answer", bound=_Paged)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Page(Generic[_T]):
     """Part of a list.
 

@@ -1,0 +1,40 @@
+"""The order of `iron deploy`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ironworks.cli.deploy import absolute_image, parse_env
+from ironworks.model.errors import InvalidRequest
+
+HERE = Path("/home/dev/app")
+
+
+@pytest.mark.parametrize(
+    ("image", "absolute"),
+    [
+        ("docker.io/library/nginx:1.27", "docker.io/library/nginx:1.27"),
+        ("nginx", "nginx"),
+        ("oci:layout", "oci:/home/dev/app/layout"),
+        ("oci:/srv/layout:v1", "oci:/srv/layout:v1"),
+        ("oci-archive:../x.tar", "oci-archive:/home/dev/app/../x.tar"),
+        ("./layout", "/home/dev/app/layout"),
+        ("../x.tar", "/home/dev/x.tar"),
+        ("/srv/x.tar", "/srv/x.tar"),
+        ("oci:", "oci:"),
+    ],
+)
+def test_relative_paths_become_absolute(image: str, absolute: str) -> None:
+    assert absolute_image(image, HERE) == absolute
+
+
+def test_environment_is_read_as_the_shell_writes_it() -> None:
+    assert parse_env(["A=1", "B=x=y", "C=", "A=2"]) == {"A": "2", "B": "x=y", "C": ""}
+
+
+@pytest.mark.parametrize("assignment", ["A", "=1", ""])
+def test_what_is_no_assignment(assignment: str) -> None:
+    with pytest.raises(InvalidRequest, match="--env NAME=value"):
+        parse_env([assignment])
