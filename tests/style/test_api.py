@@ -34,7 +34,10 @@ def protocols() -> dict[str, type]:
     for name in modules(gen.__name__):
         if name.endswith("_connect"):
             for value in vars(import_module(name)).values():
-                if inspect.isclass(value) and value.__module__ == name and hasattr(value, "desc"):
+                if not inspect.isclass(value) or value.__module__ != name:
+                    continue
+                # The generator makes a synchronous twin of each; handlers derive from the other.
+                if hasattr(value, "desc") and not value.__name__.endswith("Sync"):
                     found[descriptor(value).type_name] = value
     return found
 
