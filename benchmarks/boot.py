@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
+import signal
 import tempfile
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -19,17 +21,25 @@ from pathlib import Path
 
 from pyqwest import Client, HTTPTransport
 
-from benchmarks.frame import Benchmark
+from benchmarks.frame import Benchmark, Outcome, median, spread
 from ironworks.cli.deploy import DeploySpec, deploy
 from ironworks.gen.ironworks.gatewayd.v1 import roles_pb
 from ironworks.gen.ironworks.metald.v1 import vm_pb
+from ironworks.gen.ironworks.metald.v1.vm_connect import VmServiceClient
 from ironworks.machine.platform import PlatformFile
+from ironworks.machine.temporary import temporary_platform
+from ironworks.metald.network.naming import tag_of
+from ironworks.metald.network.slots import HostNetwork
 from ironworks.model.errors import DeadlineExceeded, NotFound
+from ironworks.model.ids import new_id
 from ironworks.model.units import MIB, NS_PER_MS
-from ironworks.runtime.clock import SystemClock
+from ironworks.runtime.clock import SystemClock, SystemEntropy
+from ironworks.runtime.identity import ServiceSigner
+from ironworks.runtime.rpc.client import Clients
 from ironworks.runtime.rpc.direct import DIRECT
+from ironworks.runtime.settings import Settings
 from ironworks.sdk import AsyncIronworks
-from ironworks.testkit.images import build_sample_layout
+from ironworks.testkit.images import SAMPLE_PORT, build_sample_layout
 
 GOAL_RATIO = 1.10
 GOAL_SHARE_MS = 60
