@@ -13,6 +13,7 @@ import zstandard
 
 from ironworks.aggregatord.types import READINGS, Counts, Finding, Ints, VmEpoch, Window
 from ironworks.gen.ironworks.aggregatord.v1 import batch_pb as pb
+from ironworks.gen.ironworks.billaged.v1.samples_pb import AbsenceReason
 from ironworks.model.errors import InvalidRequest
 from ironworks.model.units import GIB, MIB
 
@@ -120,9 +121,19 @@ def window_of(window: pb.Window) -> Window | Finding:
         offset_us=offset.view(np.int32),
         values=found,
         absent_mask=np.frombuffer(window.absent_mask, np.uint8),
+        partial_count=_partial(window, seq),
         gaps=_gaps(window),
         content_sha256=hashlib.sha256(window.to_binary()).digest(),
     )
+
+
+def _partial(window: pb.Window, seq: Ints) -> int:
+    """Samples that lack a reading which the VM should have: a VM without a disk lacks nothing."""
+    partial = np.zeros(len(seq), np.bool_)
+    for run in window.absences:
+        if run.reason != AbsenceReason.NO_SOURCE:
+            partial |= (seq >= run.first_seq) & (seq <= run.last_seq)
+    return int(partial.sum())
 
 
 def _gaps(window: pb.Window) -> tuple[tuple[int, int, int], ...]:

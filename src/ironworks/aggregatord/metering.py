@@ -53,7 +53,7 @@ def summarise(window: Window) -> Summary:
         first_seq=window.first_seq,
         last_seq=window.last_seq,
         sample_count=len(window),
-        partial_count=int((window.absent_mask != 0).sum()),
+        partial_count=window.partial_count,
         start_at_ns=window.start_at_ns,
         end_at_ns=int(window.tick_at_ns[-1]),
         vcpus=window.vcpus,

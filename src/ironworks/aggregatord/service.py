@@ -28,6 +28,7 @@ from ironworks.storage.schema import ensure_current
 from ironworks.storage.sql import Database, sqlite_url
 
 ROLLUP_SECONDS = 2.0
+REST_SECONDS = 5.0
 BATCH_MAX_BYTES = 10 * MIB
 
 
@@ -79,8 +80,10 @@ async def compose(chassis: Chassis[AggregatordSettings]) -> AsyncGenerator[Parts
         async def roll_up() -> Report:
             return Report(counts={"hours": await rollup.catch_up()})
 
+        async def rest() -> Report:
+            return Report(counts={"returned": int(await engine.rest())})
+
         async def ready() -> Mapping[str, str]:
-            await engine.rows("SELECT 1")
             return {}
 
         application = chassis.application
@@ -95,7 +98,10 @@ async def compose(chassis: Chassis[AggregatordSettings]) -> AsyncGenerator[Parts
                 application(InvoiceServiceASGIApplication, InvoiceHandlers(usage)),
                 application(PriceServiceASGIApplication, PriceHandlers()),
             ],
-            reconcilers=[Reconciler("roll_up", ROLLUP_SECONDS, roll_up, timeout_seconds=600.0)],
+            reconcilers=[
+                Reconciler("roll_up", ROLLUP_SECONDS, roll_up, timeout_seconds=600.0),
+                Reconciler("return_memory", REST_SECONDS, rest),
+            ],
             ready=ready,
         )
     finally:

@@ -81,6 +81,8 @@ class Window:
     offset_us: npt.NDArray[np.int32]
     values: Mapping[str, Counts]
     absent_mask: npt.NDArray[np.uint8]
+    partial_count: int
+    """Samples that lack a reading for which the VM has a source."""
     gaps: tuple[tuple[int, int, int], ...]
     """Missing samples: first, last, `GapReason`."""
     content_sha256: bytes

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+import structlog
+from connectrpc.errors import ConnectError
 from connectrpc.request import RequestContext
 
 from ironworks.billaged.app import Collector
@@ -11,11 +13,23 @@ from ironworks.gen.ironworks.billaged.v1 import meter_pb as pb
 from ironworks.gen.ironworks.billaged.v1.meter_connect import MeterService
 from ironworks.runtime.resilience import BreakerState
 
+_log = structlog.stdlib.get_logger()
 _BREAKER = {
     BreakerState.CLOSED: pb.BreakerState.CLOSED,
     BreakerState.OPEN: pb.BreakerState.OPEN,
     BreakerState.HALF_OPEN: pb.BreakerState.HALF_OPEN,
 }
+
+
+async def _until_gone(
+    requests: AsyncIterator[pb.StreamMetricsRequest],
+) -> AsyncIterator[pb.StreamMetricsRequest]:
+    """The messages of a stream; a sampler that goes away, however it does, ends it."""
+    try:
+        async for request in requests:
+            yield request
+    except ConnectError as error:
+        _log.info("sampler_gone", error=error.message)
 
 
 class MeterHandlers(MeterService):
@@ -32,7 +46,7 @@ class MeterHandlers(MeterService):
     ) -> AsyncIterator[pb.StreamMetricsResponse]:
         """Take ticks, acknowledge what is durable."""
         del ctx
-        async for ordinal in self._collector.stream(request):
+        async for ordinal in self._collector.stream(_until_gone(request)):
             yield pb.StreamMetricsResponse(durable_ordinal=ordinal)
 
     async def record_events(

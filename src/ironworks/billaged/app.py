@@ -52,6 +52,7 @@ class Session:
     def __init__(self) -> None:
         self.news = asyncio.Event()
         self.greeted = False
+        self.error: IronError | None = None
 
 
 class Collector:
@@ -155,8 +156,8 @@ class Collector:
                     except TimeoutError:
                         pass
                     session.news.clear()
-                    if reader.done() and (error := reader.exception()) is not None:
-                        raise error
+                    if session.error is not None:
+                        raise session.error
                     if session.greeted:
                         if self._session is not session:
                             raise _taken_over()
@@ -170,6 +171,14 @@ class Collector:
                     self._session = None
 
     async def _read(
+        self, requests: AsyncIterator[meter_pb.StreamMetricsRequest], session: Session
+    ) -> None:
+        try:
+            await self._read_all(requests, session)
+        except IronError as error:
+            session.error = error
+
+    async def _read_all(
         self, requests: AsyncIterator[meter_pb.StreamMetricsRequest], session: Session
     ) -> None:
         async for request in requests:

@@ -38,7 +38,7 @@ __all__ = [
 
 
 class Sampler(Protocol):
-    """What the rest of metald calls. The real one is `sampling.sampler.HostSampler`."""
+    """What the rest of metald calls; the real one is `sampling.sampler.HostSampler`."""
 
     async def attach(self, vm: VmSource) -> None:
         """Take the VM's first sample and read it at every tick from now on.

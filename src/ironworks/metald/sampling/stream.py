@@ -117,12 +117,20 @@ class MetricsStream:
             )
         heir.losses = [*losses, *heir.losses]
 
-    async def wait_acknowledged(self) -> None:
-        """Return when everything offered until now is acknowledged."""
+    async def wait_acknowledged(self, timeout_seconds: float) -> bool:
+        """Wait until everything offered before this call is on billaged's disk; False: it is not.
+
+        Counts on the loop's time, not the `Clock`'s: it is about a peer that may never answer.
+        """
         until = self._ordinal
-        while self._ring and self._ring[0].ordinal <= until:
-            self._progress.clear()
-            await self._progress.wait()
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while self._ring and self._ring[0].ordinal <= until:
+                    self._progress.clear()
+                    await self._progress.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def run(self) -> None:
         """Connect and deliver for ever; ends only by cancellation."""

@@ -325,7 +325,7 @@ class Completeness(Message[_CompletenessFields]):
             int64 quarantined = 4;
             ```
         partial:
-            Samples that came with at least one reading missing; part of `received`.
+            Samples that came without a reading that the VM has a source for; part of `received`.
 
             ```proto
             int64 partial = 5;
