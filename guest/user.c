@@ -108,12 +108,26 @@ static int read_groups(const char *path, const char *group, const char *member, 
 			found = 1;
 			break;
 		}
-		if (!group && count > 3 && user->group_count < USER_MAX_GROUPS &&
+		if (!group && count > 3 && user->group_count < USER_MAX_GROUPS - 1 &&
 		    listed(fields[3], member))
 			user->groups[user->group_count++] = (gid_t)gid;
 	}
 	fclose(file);
 	return found;
+}
+
+/*
+ * The main group is one of the supplementary ones too: otherwise a file that its
+ * group may not read would be open to a member that has merely changed its group.
+ */
+static void add_main_group(struct user *user)
+{
+	for (size_t i = 0; i < user->group_count; i++)
+		if (user->groups[i] == user->gid)
+			return;
+	memmove(user->groups + 1, user->groups, user->group_count * sizeof(gid_t));
+	user->groups[0] = user->gid;
+	user->group_count++;
 }
 
 int user_resolve(const char *spec, const char *passwd_path, const char *group_path,
@@ -152,15 +166,12 @@ int user_resolve(const char *spec, const char *passwd_path, const char *group_pa
 	if (!group) {
 		if (known)
 			read_groups(group_path, NULL, name, user);
-		return 0;
-	}
-	if (number_in(group, &number)) {
+	} else if (number_in(group, &number)) {
 		user->gid = (gid_t)number;
-		return 0;
-	}
-	if (!read_groups(group_path, group, NULL, user)) {
+	} else if (!read_groups(group_path, group, NULL, user)) {
 		*why = "The group of the image's user \"%s\" is not in its /etc/group.";
 		return -1;
 	}
+	add_main_group(user);
 	return 0;
 }

@@ -20,7 +20,7 @@ struct user {
  * Resolves `spec` as container runtimes do: "" is root; a name must be in
  * `passwd_path`; a number need not be (then its group is 0 and its home "/"). Without
  * ":group" the group is that of passwd, and the groups that list the user are
- * supplementary; with it, that group is the only one.
+ * supplementary; with it, that group is the only one. `groups` holds `gid` too.
  * Returns 0, or -1 with *why set to a sentence with one %s for the spec.
  */
 int user_resolve(const char *spec, const char *passwd_path, const char *group_path,
