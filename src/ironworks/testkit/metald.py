@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from ironworks.metald import store
 from ironworks.metald.app.context import Context
@@ -57,17 +58,17 @@ LIMITS = Limits(
 )
 
 
-def vm_spec(name: str = "web", **changes: object) -> VmSpec:
+def vm_spec(**changes: Any) -> VmSpec:
     """A small specification that every driver takes."""
     spec = VmSpec(
-        name=name,
+        name="web",
         vcpus=1,
         memory_bytes=64 * MIB,
         rootfs_asset_id=ROOTFS,
         workload=Workload(argv=("/bin/server",)),
         cpu_weight=100,
     )
-    return replace(spec, **changes)  # pyright: ignore[reportArgumentType] - tests name its fields
+    return replace(spec, **changes)
 
 
 class MemoryLessor:

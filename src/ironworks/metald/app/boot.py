@@ -8,7 +8,7 @@ from typing import Any
 from ironworks.metald import decide
 from ironworks.metald.app.cleanup import fail
 from ironworks.metald.app.context import Context
-from ironworks.metald.app.operations import Operation
+from ironworks.metald.app.operations import Operation, outcome_of
 from ironworks.metald.drivers.driver import (
     Accel,
     DriverError,
@@ -55,7 +55,7 @@ async def boot_vm(context: Context, vm: Vm, *, timeout_seconds: float, detach: b
         raise FailedPrecondition(
             f"The VMM of VM {vm.vm_id} cannot be controlled.", hint="Delete the VM."
         )
-    operation = context.operations.begin(vm.vm_id, "boot")
+    operation = await context.operations.begin_after_ours(vm.vm_id, "boot")
     try:
         vm = await context.read(vm.vm_id)
         booting = await context.move(vm, VmState.BOOTING, "The guest is being started.")
@@ -127,7 +127,7 @@ async def _first(
 ) -> None:
     """Do `work` unless the VMM ends, a shutdown comes, or the time is over first."""
     async with Tasks() as tasks:
-        ready = tasks.start(work, name="until ready")
+        ready = tasks.start(outcome_of(work), name="until ready")
         ended = tasks.start(handle.wait(), name="vmm end")
         wanted = tasks.start(operation.interrupt.wait(), name="interrupt")
         done, _ = await asyncio.wait(
@@ -140,7 +140,8 @@ async def _first(
         if ended in done:
             raise GuestEndedError(ended.result())
         if ready in done:
-            return await ready
+            ready.result().unwrap()
+            return
         raise _TimedOutError
 
 

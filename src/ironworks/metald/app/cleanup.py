@@ -67,7 +67,7 @@ async def _try(context: Context, vm: Vm, step: Step, undo: _Undo) -> bool:
         await undo(context, vm)
     except (IronError, DriverError, OSError) as error:
         private = error.context if isinstance(error, IronError) else {}
-        log.exception("cleanup_failed", vm_id=vm.vm_id, step=step.value, **private)
+        log.warning("cleanup_failed", vm_id=vm.vm_id, step=step, error=repr(error), **private)
         return False
     return True
 

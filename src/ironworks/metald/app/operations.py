@@ -1,14 +1,18 @@
 """One transition at a time per VM, and each belongs to metald, not to the call that asks for it."""
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from ironworks.model.errors import Aborted
 from ironworks.runtime.tasks import Tasks
 
 _T = TypeVar("_T")
+OURS = frozenset({"end", "reconcile"})
+"""Transitions that nobody has called for."""
+PATIENCE_SECONDS = 10.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -19,6 +23,28 @@ class Operation:
     interrupt: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when something more urgent waits: a boot gives way to a shutdown."""
     done: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome(Generic[_T]):
+    """What a task came to: a failure that is expected here is a value, and no fault of the task."""
+
+    value: _T | None = None
+    error: Exception | None = None
+
+    def unwrap(self) -> _T:
+        """The value; raises the error if there is one."""
+        if self.error is not None:
+            raise self.error
+        return cast("_T", self.value)
+
+
+async def outcome_of(work: Coroutine[Any, Any, _T]) -> Outcome[_T]:
+    """Do `work`; what it raises becomes its outcome."""
+    try:
+        return Outcome(value=await work)
+    except Exception as error:  # noqa: BLE001 - handed on, by value
+        return Outcome(error=error)
 
 
 class Operations:
@@ -49,6 +75,18 @@ class Operations:
         self._running[vm_id] = operation
         return operation
 
+    async def begin_after_ours(self, vm_id: str, name: str) -> Operation:
+        """Claim the VM for a caller's transition, after what metald itself is just doing to it.
+
+        Raises:
+            Aborted: another caller's transition is under way, or ours takes too long.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while (other := self._running.get(vm_id)) is not None and other.name in OURS:
+                    await other.done.wait()
+        return self.begin(vm_id, name)
+
     def end(self, vm_id: str) -> None:
         """Give the VM back."""
         operation = self._running.pop(vm_id, None)
@@ -58,11 +96,11 @@ class Operations:
     async def run(self, vm_id: str, work: Coroutine[Any, Any, _T], name: str) -> _T:
         """Run the body of a transition that `begin` has claimed, to its end even if callers go."""
         task = self._tasks.start(self._body(vm_id, work), name=f"{name} {vm_id}")
-        return await asyncio.shield(task)
+        return (await asyncio.shield(task)).unwrap()
 
-    async def _body(self, vm_id: str, work: Coroutine[Any, Any, _T]) -> _T:
+    async def _body(self, vm_id: str, work: Coroutine[Any, Any, _T]) -> Outcome[_T]:
         try:
-            return await work
+            return await outcome_of(work)
         finally:
             self.end(vm_id)
 

@@ -66,7 +66,7 @@ async def _exclusively(
     context: Context, vm_id: str, name: str, work: Coroutine[Any, Any, Vm]
 ) -> Vm:
     try:
-        context.operations.begin(vm_id, name)
+        await context.operations.begin_after_ours(vm_id, name)
     except BaseException:
         work.close()
         raise

@@ -20,7 +20,9 @@ async def _watch(context: Context, vm_id: str, handle: Handle) -> None:
     while True:
         # A boot or a shutdown that is under way sees the end by itself.
         await context.operations.settled(vm_id)
-        if context.handles.get(vm_id) is not handle:
+        vm = await context.db.read(lambda connection: store.find_vm(connection, vm_id))
+        gone = context.handles.get(vm_id) is not handle
+        if gone or vm is None or vm.state not in decide.HAS_VMM:
             return
         try:
             context.operations.begin(vm_id, "end")

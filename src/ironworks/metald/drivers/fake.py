@@ -90,15 +90,24 @@ class FakeHandle:
         """See `Handle`."""
         await self._reach(Step.GUEST_READY)
         async with Tasks() as tasks:
-            asked = tasks.start(self._ask(Step.GUEST_READY, "ready"), name="fake ready")
+            asked = tasks.start(self._ask_ready(), name="fake ready")
             ended = tasks.start(self._process.wait(), name="fake end")
             await asyncio.wait({asked, ended}, return_when=asyncio.FIRST_COMPLETED)
-            if not ended.done() and asked.exception() is not None:
+            problem = asked.result() if asked.done() else None
+            if problem is not None and not ended.done():
                 # A socket that closes is the first sign of an end.
                 await asyncio.wait({ended}, timeout=CLOSE_TO_END_SECONDS)
             if ended.done():
                 raise GuestEndedError(self._report())
-            await asked
+            if problem is not None:
+                raise problem
+
+    async def _ask_ready(self) -> DriverError | None:
+        try:
+            await self._ask(Step.GUEST_READY, "ready")
+        except DriverError as error:
+            return error
+        return None
 
     async def pause(self) -> None:
         """See `Handle`."""
