@@ -169,11 +169,6 @@ async def test_a_restart_of_the_platform_is_ridden_out(iron: Iron) -> None:
     assert len(set(iron.api.idempotency_keys("CreateDeployment"))) == 1
 
 
-async def test_what_a_later_version_does_is_72(iron: Iron) -> None:
-    done = await iron("key", "revoke", "key_x")
-    assert done.status == 72
-
-
 async def test_a_reader_that_goes_away_is_no_fault(iron: Iron) -> None:
     iron.env["IRONWORKS_API_KEY"] = OPERATOR_KEY
     command = f"{sys.executable} -m ironworks.cli tenant list --json | true"

@@ -67,6 +67,7 @@ from ironworks.runtime.rpc.direct import DIRECT
 from ironworks.runtime.service import Chassis, Parts, make_chassis, run_service
 from ironworks.runtime.settings import Settings
 from ironworks.runtime.tasks import Tasks
+from ironworks.testkit.fakenouns import NOUNS
 
 OPERATOR_KEY = "iwk_operator"
 TENANT_KEY = "iwk_tenant"
@@ -296,6 +297,14 @@ class _Tenants(_Handlers, TenantService):
             tenants=tenants[begin : begin + size], page=common_pb.PageInfo(next_page_token=token)
         )
 
+    async def get_tenant(
+        self, request: tenants_pb.GetTenantRequest, ctx: Any
+    ) -> tenants_pb.GetTenantResponse:
+        self._api.ask("GetTenant", request)
+        tenant_id = request.tenant_id or current_caller().tenant_id or ""
+        by_id = {tenant.tenant_id: tenant for tenant in self._api.tenants.values()}
+        return tenants_pb.GetTenantResponse(tenant=_found(by_id, tenant_id, "tenant"))
+
 
 class _Keys(_Handlers, ApiKeyService):
     async def create_api_key(
@@ -313,6 +322,21 @@ class _Keys(_Handlers, ApiKeyService):
             return api_keys_pb.CreateApiKeyResponse(api_key=key, secret="iwk_" + "s" * 43)
 
         return self._api.once("CreateApiKey", request, make)
+
+    async def list_api_keys(
+        self, request: api_keys_pb.ListApiKeysRequest, ctx: Any
+    ) -> api_keys_pb.ListApiKeysResponse:
+        self._api.ask("ListApiKeys", request)
+        keys = [key for key in self._api.keys.values() if key.tenant_id == request.tenant_id]
+        return api_keys_pb.ListApiKeysResponse(api_keys=keys)
+
+    async def revoke_api_key(
+        self, request: api_keys_pb.RevokeApiKeyRequest, ctx: Any
+    ) -> api_keys_pb.RevokeApiKeyResponse:
+        self._api.ask("RevokeApiKey", request)
+        key = _found(self._api.keys, request.api_key_id, "key")
+        key.revoked_at_ns = self._api.now_ns()
+        return api_keys_pb.RevokeApiKeyResponse(api_key=key)
 
 
 class _Deployments(_Handlers, DeploymentService):
@@ -338,8 +362,24 @@ class _Deployments(_Handlers, DeploymentService):
             deployments=list(self._api.deployments.values())
         )
 
+    async def delete_deployment(
+        self, request: deployments_pb.DeleteDeploymentRequest, ctx: Any
+    ) -> deployments_pb.DeleteDeploymentResponse:
+        self._api.ask("DeleteDeployment", request)
+        found = _found(self._api.deployments, request.deployment_id, "deployment")
+        job = self._api.jobs[found.job_id]
+        job.kind = jobs_pb.JobKind.DELETE_DEPLOYMENT
+        job.state = jobs_pb.JobState.COMPLETED
+        return deployments_pb.DeleteDeploymentResponse(job_id=job.job_id)
+
 
 class _Jobs(_Handlers, JobService):
+    async def list_jobs(
+        self, request: jobs_pb.ListJobsRequest, ctx: Any
+    ) -> jobs_pb.ListJobsResponse:
+        self._api.ask("ListJobs", request)
+        return jobs_pb.ListJobsResponse(jobs=list(self._api.jobs.values()))
+
     async def get_job(self, request: jobs_pb.GetJobRequest, ctx: Any) -> jobs_pb.GetJobResponse:
         self._api.ask("GetJob", request)
         return jobs_pb.GetJobResponse(job=_found(self._api.jobs, request.job_id, "job"))
@@ -384,6 +424,7 @@ _SERVICES = (
     (DeploymentServiceASGIApplication, _Deployments),
     (JobServiceASGIApplication, _Jobs),
     (HostDirectoryServiceASGIApplication, _Hosts),
+    *NOUNS,
 )
 
 

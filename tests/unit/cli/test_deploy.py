@@ -9,7 +9,7 @@ import pytest
 from ironworks.cli.deploy import absolute_image, parse_env
 from ironworks.model.errors import InvalidRequest
 
-HERE = Path("/home/dev/app")
+HERE = Path("/srv/dev/app")
 
 
 @pytest.mark.parametrize(
@@ -17,11 +17,11 @@ HERE = Path("/home/dev/app")
     [
         ("docker.io/library/nginx:1.27", "docker.io/library/nginx:1.27"),
         ("nginx", "nginx"),
-        ("oci:layout", "oci:/home/dev/app/layout"),
+        ("oci:layout", "oci:/srv/dev/app/layout"),
         ("oci:/srv/layout:v1", "oci:/srv/layout:v1"),
-        ("oci-archive:../x.tar", "oci-archive:/home/dev/app/../x.tar"),
-        ("./layout", "/home/dev/app/layout"),
-        ("../x.tar", "/home/dev/x.tar"),
+        ("oci-archive:../x.tar", "oci-archive:/srv/dev/app/../x.tar"),
+        ("./layout", "/srv/dev/app/layout"),
+        ("../x.tar", "/srv/dev/x.tar"),
         ("/srv/x.tar", "/srv/x.tar"),
         ("oci:", "oci:"),
     ],

@@ -217,7 +217,7 @@ async def test_a_cancelled_caller_is_cancelled(api: FakeApi, client: AsyncIronwo
 
 async def test_a_method_of_a_later_version_says_so(client: AsyncIronworks) -> None:
     with pytest.raises(Unimplemented):
-        await client.tenants.get("tnt_x")
+        await client.hosts.get("hst_x")
 
 
 async def test_a_platform_that_does_not_answer() -> None:

@@ -1,0 +1,246 @@
+"""The fake API's VMs, builds, assets, usage and invoices: one of each, always the same."""
+
+# ruff: noqa: ARG002 - every handler is given a context, and few need it
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
+
+from protobuf import Message
+
+from ironworks.gen.ironworks.aggregatord.v1 import invoice_pb, usage_pb
+from ironworks.gen.ironworks.aggregatord.v1.invoice_connect import (
+    InvoiceService,
+    InvoiceServiceASGIApplication,
+)
+from ironworks.gen.ironworks.aggregatord.v1.usage_connect import (
+    UsageService,
+    UsageServiceASGIApplication,
+)
+from ironworks.gen.ironworks.assetmanagerd.v1 import asset_pb
+from ironworks.gen.ironworks.assetmanagerd.v1.asset_connect import (
+    AssetService,
+    AssetServiceASGIApplication,
+)
+from ironworks.gen.ironworks.builderd.v1 import build_pb
+from ironworks.gen.ironworks.builderd.v1.build_connect import (
+    BuildService,
+    BuildServiceASGIApplication,
+)
+from ironworks.gen.ironworks.common.v1 import common_pb
+from ironworks.gen.ironworks.metald.v1 import vm_pb
+from ironworks.gen.ironworks.metald.v1.vm_connect import VmService, VmServiceASGIApplication
+from ironworks.model.errors import NotFound
+from ironworks.model.ids import derived_id
+from ironworks.model.units import MIB, NS_PER_SECOND
+
+VM_ID, BUILD_ID, ASSET_ID = (derived_id(kind, "fake") for kind in ("vm", "bld", "ast"))
+CONSOLE = (b"Linux version 6.1\r\n", b"\x1b]0;owned\x07ready\r\n")
+LOG_LINES = ("resolving oci:/x", "writing squashfs", "done")
+_AT_NS = 1_795_433_424 * NS_PER_SECOND
+
+
+class Asked(Protocol):
+    """Where calls are noted."""
+
+    def ask(self, method: str, request: Message[Any], *, after: bool = False) -> None:
+        """Note a call; raise what was ordered."""
+        ...
+
+
+class _Handlers:
+    def __init__(self, api: Asked) -> None:
+        self._api = api
+
+
+def _known(given: str, known: str, kind: str) -> None:
+    if given != known:
+        raise NotFound(f"There is no {kind} {given}.")
+
+
+class _Vms(_Handlers, VmService):
+    async def get_vm(self, request: vm_pb.GetVmRequest, ctx: Any) -> vm_pb.Vm:
+        self._api.ask("GetVm", request)
+        _known(request.vm_id, VM_ID, "VM")
+        return vm_pb.Vm(
+            id=VM_ID,
+            spec=vm_pb.VmSpec(name="web-0", vcpus=2, memory_bytes=256 * MIB),
+            state=vm_pb.VmState.RUNNING,
+            driver="qemu",
+            accel="tcg",
+            boot_epoch=1,
+            network=vm_pb.VmNetwork(fabric_address="198.18.0.2"),
+            timings=[vm_pb.StepTiming(step="vmm.spawn", duration_ns=45_000_000)],
+            history=[vm_pb.VmTransition(to=vm_pb.VmState.RUNNING, at_ns=_AT_NS, reason="ready")],
+            drift=["Its tap is gone."],
+            created_at_ns=_AT_NS,
+        )
+
+    async def list_vms(self, request: vm_pb.ListVmsRequest, ctx: Any) -> vm_pb.ListVmsResponse:
+        self._api.ask("ListVms", request)
+        vm = await self.get_vm(vm_pb.GetVmRequest(vm_id=VM_ID), ctx)
+        return vm_pb.ListVmsResponse(vms=[vm])
+
+    async def stream_console(
+        self, request: vm_pb.StreamConsoleRequest, ctx: Any
+    ) -> AsyncIterator[vm_pb.StreamConsoleResponse]:
+        self._api.ask("StreamConsole", request)
+        _known(request.vm_id, VM_ID, "VM")
+        for piece in CONSOLE:
+            yield vm_pb.StreamConsoleResponse(data=piece)
+
+
+class _Builds(_Handlers, BuildService):
+    async def get_build(
+        self, request: build_pb.GetBuildRequest, ctx: Any
+    ) -> build_pb.GetBuildResponse:
+        self._api.ask("GetBuild", request)
+        _known(request.build_id, BUILD_ID, "build")
+        stage = build_pb.BuildStage(
+            state=build_pb.BuildState.BUILDING,
+            started_at_ns=_AT_NS,
+            ended_at_ns=_AT_NS + 600_000_000,
+        )
+        return build_pb.GetBuildResponse(
+            build=build_pb.Build(
+                build_id=BUILD_ID,
+                image="oci:/x",
+                state=build_pb.BuildState.COMPLETED,
+                stages=[stage],
+                result=build_pb.BuildResult(
+                    asset_id=ASSET_ID,
+                    size_bytes=80 * MIB,
+                    unpacked_bytes=190 * MIB,
+                    file_count=4321,
+                    layer_count=5,
+                ),
+                created_at_ns=_AT_NS,
+                ended_at_ns=_AT_NS + NS_PER_SECOND,
+            )
+        )
+
+    async def list_builds(
+        self, request: build_pb.ListBuildsRequest, ctx: Any
+    ) -> build_pb.ListBuildsResponse:
+        self._api.ask("ListBuilds", request)
+        answer = await self.get_build(build_pb.GetBuildRequest(build_id=BUILD_ID), ctx)
+        return build_pb.ListBuildsResponse(builds=[answer.build] if answer.build else [])
+
+    async def stream_build_logs(
+        self, request: build_pb.StreamBuildLogsRequest, ctx: Any
+    ) -> AsyncIterator[build_pb.StreamBuildLogsResponse]:
+        self._api.ask("StreamBuildLogs", request)
+        for number, text in enumerate(LOG_LINES, start=1):
+            yield build_pb.StreamBuildLogsResponse(
+                sequence=number, at_ns=_AT_NS, state=build_pb.BuildState.BUILDING, text=text
+            )
+
+
+class _Assets(_Handlers, AssetService):
+    async def get_asset(
+        self, request: asset_pb.GetAssetRequest, ctx: Any
+    ) -> asset_pb.GetAssetResponse:
+        self._api.ask("GetAsset", request)
+        _known(request.asset_id, ASSET_ID, "asset")
+        return asset_pb.GetAssetResponse(
+            asset=asset_pb.Asset(
+                asset_id=ASSET_ID,
+                kind=asset_pb.AssetKind.ROOTFS,
+                format=asset_pb.AssetFormat.SQUASHFS,
+                state=asset_pb.AssetState.IN_USE,
+                size_bytes=80 * MIB,
+                sha256="cd" * 32,
+                lease_count=1,
+            )
+        )
+
+    async def list_assets(
+        self, request: asset_pb.ListAssetsRequest, ctx: Any
+    ) -> asset_pb.ListAssetsResponse:
+        self._api.ask("ListAssets", request)
+        answer = await self.get_asset(asset_pb.GetAssetRequest(asset_id=ASSET_ID), ctx)
+        return asset_pb.ListAssetsResponse(assets=[answer.asset] if answer.asset else [])
+
+    async def list_leases(
+        self, request: asset_pb.ListLeasesRequest, ctx: Any
+    ) -> asset_pb.ListLeasesResponse:
+        self._api.ask("ListLeases", request)
+        lease = asset_pb.Lease(lease_id=derived_id("lse", "fake"), asset_ids=[ASSET_ID])
+        return asset_pb.ListLeasesResponse(leases=[lease])
+
+
+_COMPLETENESS = usage_pb.Completeness(expected=600, received=590, missing=10, partial=2)
+
+
+class _Usage(_Handlers, UsageService):
+    async def get_usage(
+        self, request: usage_pb.GetUsageRequest, ctx: Any
+    ) -> usage_pb.GetUsageResponse:
+        self._api.ask("GetUsage", request)
+        row = usage_pb.UsageRow(
+            interval=request.interval,
+            meter=usage_pb.Meter.VCPU_USED,
+            quantity=str(5 * NS_PER_SECOND),
+            unit=usage_pb.Unit.VCPU_NANOSECOND,
+        )
+        return usage_pb.GetUsageResponse(rows=[row], completeness=_COMPLETENESS)
+
+    async def get_completeness(
+        self, request: usage_pb.GetCompletenessRequest, ctx: Any
+    ) -> usage_pb.GetCompletenessResponse:
+        self._api.ask("GetCompleteness", request)
+        return usage_pb.GetCompletenessResponse(total=_COMPLETENESS)
+
+
+class _Invoices(_Handlers, InvoiceService):
+    async def preview_invoice(
+        self, request: invoice_pb.PreviewInvoiceRequest, ctx: Any
+    ) -> invoice_pb.Invoice:
+        self._api.ask("PreviewInvoice", request)
+        amount = common_pb.Money(nanos=1_234_567, currency="USD")
+        used = invoice_pb.InvoiceLine(
+            kind=invoice_pb.InvoiceLineKind.USAGE,
+            meter=usage_pb.Meter.VCPU_USED,
+            quantity=str(5 * NS_PER_SECOND),
+            unit=usage_pb.Unit.VCPU_NANOSECOND,
+            unit_price_nanos=40_000_000,
+            unit_name="vCPU-hour",
+            amount=amount,
+            price_version=1,
+        )
+        discount = invoice_pb.InvoiceLine(
+            kind=invoice_pb.InvoiceLineKind.DISCOUNT,
+            description="coupon WELCOME",
+            amount=common_pb.Money(nanos=-567, currency="USD"),
+        )
+        return invoice_pb.Invoice(
+            interval=request.interval,
+            lines=[used, discount],
+            subtotal=amount,
+            total=common_pb.Money(nanos=1_234_000, currency="USD"),
+            completeness=_COMPLETENESS,
+            price_plan_name="standard",
+        )
+
+    async def get_invoice(
+        self, request: invoice_pb.GetInvoiceRequest, ctx: Any
+    ) -> invoice_pb.Invoice:
+        self._api.ask("GetInvoice", request)
+        return invoice_pb.Invoice(invoice_id=request.invoice_id)
+
+    async def list_invoices(
+        self, request: invoice_pb.ListInvoicesRequest, ctx: Any
+    ) -> invoice_pb.ListInvoicesResponse:
+        self._api.ask("ListInvoices", request)
+        return invoice_pb.ListInvoicesResponse(invoices=[invoice_pb.Invoice(number="1")])
+
+
+NOUNS = (
+    (VmServiceASGIApplication, _Vms),
+    (BuildServiceASGIApplication, _Builds),
+    (AssetServiceASGIApplication, _Assets),
+    (UsageServiceASGIApplication, _Usage),
+    (InvoiceServiceASGIApplication, _Invoices),
+)
+"""ASGI application of each service and its handlers."""

@@ -1,0 +1,55 @@
+"""`iron vm`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from protobuf import Oneof
+
+from ironworks.gen.ironworks.metald.v1 import vm_pb
+from ironworks.testkit.fakenouns import CONSOLE, VM_ID
+
+if TYPE_CHECKING:
+    from conftest import Iron
+
+
+async def test_list(iron: Iron) -> None:
+    done = await iron("vm", "list", "--deployment", "dep_x")
+    assert VM_ID in done.out
+    assert "qemu (tcg)" in done.out
+    assert "198.18.0.2" in done.out
+    listed = (await iron("vm", "list", "--json")).json
+    assert listed["vms"][0]["state"] == "VM_STATE_RUNNING"
+    assert listed["next_page_token"] == ""
+
+
+async def test_get_shows_steps_history_and_drift(iron: Iron) -> None:
+    done = await iron("vm", "get", VM_ID)
+    for shown in ("vmm.spawn", "45 ms", "running", "2 vCPU, 256.0 MiB"):
+        assert shown in done.out
+    assert "Its tap is gone." in done.err
+    assert (await iron("vm", "get", VM_ID, "--json")).json["id"] == VM_ID
+
+
+async def test_a_vm_of_nobody_is_66(iron: Iron) -> None:
+    done = await iron("vm", "get", "vm_none", status=66)
+    assert done.err == "iron: There is no VM vm_none.\n"
+
+
+async def test_the_console_is_handed_on_byte_by_byte_where_no_terminal_reads_it(
+    iron: Iron,
+) -> None:
+    done = await iron("vm", "console", VM_ID, "--lines", "7")
+    assert done.out == b"".join(CONSOLE).decode()
+    request = iron.api.asked["StreamConsole"][-1]
+    assert isinstance(request, vm_pb.StreamConsoleRequest)
+    assert request.start == Oneof("tail_lines", 7)
+
+
+async def test_a_terminal_is_not_steered_by_a_guest(iron: Iron) -> None:
+    iron.patch.setattr("sys.stdout.isatty", lambda: True)
+    done = await iron("vm", "console", VM_ID)
+    assert "\x1b" not in done.out
+    assert "ready" in done.out
+    raw = await iron("vm", "console", VM_ID, "--raw")
+    assert "\x1b" in raw.out
