@@ -133,25 +133,26 @@ static void add_main_group(struct user *user)
 int user_resolve(const char *spec, const char *passwd_path, const char *group_path,
 		 struct user *user, const char **why)
 {
-	char who[256], name[LINE_BYTES] = "", *group;
+	char copy[256], name[LINE_BYTES] = "", *group;
+	const char *who = copy;
 	unsigned long number = 0;
 	int numeric, known;
 
 	memset(user, 0, sizeof(*user));
 	snprintf(user->home, sizeof(user->home), "/");
-	if (strlen(spec) >= sizeof(who)) {
+	if (strlen(spec) >= sizeof(copy)) {
 		*why = "The image's user \"%.64s…\" is too long.";
 		return -1;
 	}
-	snprintf(who, sizeof(who), "%s", spec);
-	group = strchr(who, ':');
+	snprintf(copy, sizeof(copy), "%s", spec);
+	group = strchr(copy, ':');
 	if (group) {
 		*group++ = 0;
 		if (!*group)
 			group = NULL;
 	}
 	if (!*who)
-		snprintf(who, sizeof(who), "0");
+		who = "0";
 	numeric = number_in(who, &number);
 	known = find_passwd(passwd_path, who, numeric, number, user, name);
 	if (!known && !numeric) {
