@@ -69,7 +69,7 @@ class Rest:
             application: AsgiApplication = self._applications[method.partition("/")[0]]
             await application(
                 _rewritten(scope, method),
-                receive if body is None else _body(body),
+                receive if body is None else _body(body, receive),
                 _with_status(send, status),
             )
         except IronError as error:
@@ -111,11 +111,16 @@ def _rewritten(scope: Scope, method: str) -> dict[str, Any]:
     }
 
 
-def _body(content: bytes) -> Receive:
+def _body(content: bytes, original: Receive) -> Receive:
+    """A request body of our own; after it, only the real client can disconnect."""
     messages = iter([{"type": "http.request", "body": content, "more_body": False}])
 
     async def receive() -> dict[str, Any]:
-        return next(messages, {"type": "http.disconnect"})
+        for message in messages:
+            return message
+        while (message := await original())["type"] == "http.request":
+            pass  # the real request has no body that matters
+        return message
 
     return receive
 
