@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ironworks.gatewayd.decide import host_state
 from ironworks.gatewayd.types import DeploymentSpec, Host, HostState, Resources, shape_of
-from ironworks.model.errors import FailedPrecondition, ResourceExhausted
+from ironworks.model.errors import FailedPrecondition, ResourceExhausted, Unavailable
+
+UNKNOWN_DISK_BYTES = 1 << 62
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,9 +38,11 @@ def free_of(host: Host, placed: Resources) -> Resources:
 
     `placed` is what this directory has put there, `host.allocated` what the host last reported.
     Each may be ahead of the other (a replica placed a moment ago; a VM that was not made by us), so
-    the greater of both counts as taken.
+    the greater of both counts as taken. A host that reports no disk leaves the judgement about disk
+    to its metald.
     """
-    return host.capacity - host.allocated.at_least(placed)
+    left = host.capacity - host.allocated.at_least(placed)
+    return left if host.capacity.disk_bytes else replace(left, disk_bytes=UNKNOWN_DISK_BYTES)
 
 
 def place(
@@ -60,17 +64,20 @@ def place(
         now_ns: The time: silent hosts get nothing.
 
     Raises:
-        FailedPrecondition: no host is there, or none suits.
+        Unavailable: no host is ready; that may pass.
+        FailedPrecondition: none of those that are ready suits.
         ResourceExhausted: those that suit have no room for all.
     """
     ready = [host for host in hosts if host_state(host, now_ns) is HostState.READY]
     suiting = sorted((host for host in ready if _suits(spec, host)), key=lambda host: host.host_id)
     if not indexes:
         return ()
+    if not ready:
+        raise Unavailable("No host is ready.", hint="See `iron host list`; is metald running?")
     if not suiting:
-        what = "suits the placement that was asked for" if ready else "is ready"
         raise FailedPrecondition(
-            f"No host {what}.", hint="See `iron host list`; is metald running there?"
+            "No host suits the placement that was asked for.",
+            hint="Compare spec.placement with the zones and labels of `iron host list`.",
         )
     shape = shape_of(spec)
     free = {host.host_id: free_of(host, placed.get(host.host_id, Resources())) for host in suiting}

@@ -27,6 +27,9 @@ class GatewaydSettings(Settings):
     edge_host: str = Field(
         default="127.0.0.1", description="Address that Envoy binds; 0.0.0.0 serves other machines."
     )
+    edge_concurrency: int = Field(
+        default=1, ge=1, le=64, description="Worker threads of Envoy; one per core at most."
+    )
     edge_certificate_file: Path | None = Field(
         default=None, description="Certificate chain of your own for the edge, PEM."
     )

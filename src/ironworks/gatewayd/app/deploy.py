@@ -56,6 +56,7 @@ LOOK_SECONDS = 0.1
 BOOT_LOOK_SECONDS = 0.05
 CONNECT_SECONDS = 0.5
 AT_ONCE = 4
+HOST_PATIENCE_SECONDS = 15.0
 UNDO_PATIENCE_SECONDS = 30.0
 
 
@@ -190,8 +191,13 @@ class Deploy:
         await self._jobs.check_wanted(job_id)
         deployment = await self._load(job_id)
         await self._jobs.stage(job_id, StageKind.PLACING, StageState.RUNNING)
-        now_ns = self._clock.now_ns()
-        await self._database.write(lambda c: _place(c, deployment, now_ns))
+
+        async def attempt() -> None:
+            now_ns = self._clock.now_ns()
+            await self._database.write(lambda c: _place(c, deployment, now_ns))
+
+        # Hosts announce themselves every few seconds: right after a start none may be known yet.
+        await patiently(self._clock, attempt, HOST_PATIENCE_SECONDS)
         replicas = await self._replicas(deployment)
         hosts = len({replica.host_id for replica in replicas})
         await self._jobs.stage(

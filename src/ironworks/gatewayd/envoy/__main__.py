@@ -12,8 +12,9 @@ from ironworks.runtime.settings import load
 
 def main() -> None:
     """Replace this process by Envoy."""
-    bootstrap = load(GatewaydSettings).directory / "envoy" / "bootstrap.json"
-    argv = envoy_argv(bootstrap, concurrency=1)
+    settings = load(GatewaydSettings)
+    bootstrap = settings.directory / "envoy" / "bootstrap.json"
+    argv = envoy_argv(bootstrap, settings.edge_concurrency)
     os.execv(argv[0], argv)  # noqa: S606 - the path comes from the wheel
 
 
