@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,7 +136,7 @@ class Collector:
 
     async def stream(
         self, requests: AsyncIterator[meter_pb.StreamMetricsRequest]
-    ) -> AsyncIterator[int]:
+    ) -> AsyncGenerator[int]:
         """Take a sampler's stream; yields ordinals that are on disk.
 
         Raises:
