@@ -303,9 +303,6 @@ def _prepare(spec: VmmSpec, env: Mapping[str, str]) -> None:
         "ignore_shutdown": "IW_FAKE_IGNORE_SHUTDOWN" in env,
     }
     (spec.jail_dir / _CONFIG).write_text(json.dumps(config), encoding="utf-8")
-    exit_file = spec.jail_dir / _EXIT
-    exit_file.touch(mode=0o600)
-    os.chown(exit_file, spec.uid, spec.gid)
 
     def address() -> None:
         # The guest's address lives in the namespace itself, for there is no guest behind the tap.
