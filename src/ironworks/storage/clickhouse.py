@@ -34,7 +34,9 @@ _SETTINGS = {
     "background_common_pool_size": 2,
     "background_move_pool_size": 1,
     "background_fetches_pool_size": 1,
-    "max_thread_pool_size": 64,
+    # Made on demand. Each close of a connection leaves six behind, and a pool that is used up waits
+    # for ever: a bound for leaks, not for work.
+    "max_thread_pool_size": 512,
     "mark_cache_size": 16 << 20,
     "uncompressed_cache_size": 0,
     "max_threads": 2,
