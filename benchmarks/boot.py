@@ -99,7 +99,7 @@ async def template(platform: PlatformFile) -> AsyncGenerator[Template]:
         key = await operator.keys.create(
             "bench", roles=[roles_pb.Role.OWNER], tenant_id=tenant.tenant_id
         )
-        image = build_sample_layout(data_dir / "sample-image")
+        image = build_sample_layout(data_dir / "images" / "sample")
         async with AsyncIronworks(platform.api_url, key.secret, platform.ca_file) as api:
             done = await deploy(api, DeploySpec(image=image, memory_bytes=256 * MIB))
             vm = await operator.vms.get(done.vm_ids[0])

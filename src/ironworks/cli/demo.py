@@ -15,9 +15,6 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ironworks.cli.deploy import DeploySpec, deploy
-from ironworks.testkit.images import build_sample_layout
-
 from pyqwest import Client, HTTPTransport
 
 from ironworks.cli.demo_story import (
@@ -27,6 +24,7 @@ from ironworks.cli.demo_story import (
     cost_rows,
     usage_rows,
 )
+from ironworks.cli.deploy import DeploySpec, deploy
 from ironworks.gen.ironworks.assetmanagerd.v1 import asset_pb
 from ironworks.gen.ironworks.assetmanagerd.v1.asset_connect import AssetServiceClient
 from ironworks.gen.ironworks.billaged.v1 import meter_pb
@@ -44,6 +42,7 @@ from ironworks.runtime.rpc.client import our_errors
 from ironworks.runtime.rpc.direct import DIRECT
 from ironworks.runtime.settings import Settings, load
 from ironworks.sdk import AsyncIronworks, DeployResult
+from ironworks.testkit.images import build_sample_layout
 
 METERED_SECONDS = 5.0
 """How long the demo lets the VM run under its eyes, so that there is something to bill."""
@@ -103,7 +102,7 @@ class Demo:
         key = await operator.keys.create("demo", roles=roles, tenant_id=tenant.tenant_id)
         story.say(f"tenant {tenant.tenant_id}, API key {key.secret[:8]}…")
         if self._image is None:
-            layout = Path(platform.data_dir) / "sample-image"
+            layout = Path(platform.data_dir) / "images" / "sample"
             self._image = self.facts.image = build_sample_layout(layout)
             story.say("sample image: an OCI layout around Debian's static busybox")
         story.say(f"image {self._image}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from decimal import Decimal
@@ -10,11 +11,14 @@ from decimal import Decimal
 from rich.console import Console
 from rich.table import Table
 
+from ironworks.cli.output import printable
 from ironworks.gen.ironworks.aggregatord.v1 import invoice_pb, usage_pb
 from ironworks.model.money import Money
 from ironworks.model.units import GIB, NS_PER_SECOND, format_bytes
 
 STEPS = 7
+WIDTH = 100
+"""Columns where the output is not a terminal."""
 _NS = Decimal(NS_PER_SECOND)
 
 
@@ -50,7 +54,8 @@ class Story:
     """Writes for a person."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(highlight=False)
+        width = None if sys.stdout.isatty() else WIDTH
+        self._console = console or Console(highlight=False, width=width)
 
     def step(self, number: int, text: str) -> None:
         """A new step begins."""
@@ -58,12 +63,12 @@ class Story:
 
     def say(self, text: str) -> None:
         """A line within a step; nothing in it is markup."""
-        self._console.print(f"     {text}", markup=False)
+        self._console.print(f"     {text}", markup=False, soft_wrap=True)
 
     def page(self, body: str) -> None:
         """What the VM answered."""
         for line in body.strip().splitlines():
-            self._console.print(f"     │ {line}", markup=False)
+            self._console.print(f"     │ {printable(line)}", markup=False, soft_wrap=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table; every column but the first is aligned to the right."""

@@ -88,7 +88,7 @@ class DeploymentSpec:
     env: Mapping[str, str] = field(default_factory=dict[str, str])
     entrypoint: tuple[str, ...] = ()
     args: tuple[str, ...] = ()
-    restart: RestartMode = RestartMode.ALWAYS
+    restart: RestartMode = RestartMode.NEVER
     readiness: Readiness = field(default_factory=Readiness)
     egress: tuple[EgressRule, ...] = ()
     zones: tuple[str, ...] = ()

@@ -22,7 +22,7 @@ from ironworks.gatewayd.types import (
 from ironworks.gen.ironworks.gatewayd.v1 import deployments_pb, policies_pb
 from ironworks.gen.ironworks.gatewayd.v1.deployments_connect import DeploymentService
 from ironworks.gen.ironworks.gatewayd.v1.policies_connect import GatewayService
-from ironworks.model.errors import InvalidRequest
+from ironworks.model.errors import InvalidRequest, Unimplemented
 from ironworks.model.units import MIB
 from ironworks.runtime.identity import current_caller
 
@@ -32,7 +32,7 @@ _STATES = {state: deployments_pb.DeploymentState[state.name] for state in Deploy
 _STATES_BACK = {wire: state for state, wire in _STATES.items()}
 _REPLICA_STATES = {state: deployments_pb.ReplicaState[state.name] for state in ReplicaState}
 _RESTARTS = {
-    deployments_pb.RestartPolicy.UNSPECIFIED: RestartMode.ALWAYS,
+    deployments_pb.RestartPolicy.UNSPECIFIED: RestartMode.NEVER,
     deployments_pb.RestartPolicy.NEVER: RestartMode.NEVER,
     deployments_pb.RestartPolicy.ON_FAILURE: RestartMode.ON_FAILURE,
     deployments_pb.RestartPolicy.ALWAYS: RestartMode.ALWAYS,
@@ -52,12 +52,30 @@ def _readiness_from_wire(wire: deployments_pb.ReadinessCheck | None) -> Readines
     )
 
 
+def _refuse_later(wire: deployments_pb.DeploymentSpec) -> None:
+    """Refuse what no metald does yet before anything is built, rather than after."""
+    shape = wire.shape or deployments_pb.VmShape()
+    readiness = wire.readiness or deployments_pb.ReadinessCheck()
+    asked = {
+        "restart_policy": _RESTARTS[wire.restart_policy] is not RestartMode.NEVER,
+        "shape.disk_bytes": shape.disk_bytes != 0,
+        "readiness.http": readiness.http is not None,
+        "egress": bool(wire.egress),
+    }
+    for field, is_asked in asked.items():
+        if is_asked:
+            raise Unimplemented(
+                f"spec.{field} is not built yet.", hint="Leave it empty for the time being."
+            )
+
+
 def spec_from_wire(wire: deployments_pb.DeploymentSpec | None) -> DeploymentSpec:
     """What shall run, defaults filled in."""
     if wire is None:
         raise InvalidRequest("spec is missing.", hint="Name at least spec.image.")
     if wire.restart_policy not in _RESTARTS:
         raise InvalidRequest("spec.restart_policy is none that exists.")
+    _refuse_later(wire)
     shape = wire.shape or deployments_pb.VmShape()
     placement = wire.placement or deployments_pb.Placement()
     return DeploymentSpec(

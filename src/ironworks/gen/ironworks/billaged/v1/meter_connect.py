@@ -34,8 +34,8 @@ class MeterService(Protocol):
     """
     MeterService collects what the VMs of one host consume.
 
-    Callers: metald of the same host for StreamMetrics, RecordEvents and FlushWindows; gatewayd for
-    FlushWindows and GetStatus; operators for GetStatus.
+    Callers: metald of the same host for StreamMetrics, RecordEvents and FlushWindows; gatewayd and
+    operators for FlushWindows and GetStatus.
     """
     def stream_metrics(self, request: AsyncIterator[StreamMetricsRequest], ctx: RequestContext[StreamMetricsRequest, StreamMetricsResponse], /) -> AsyncIterator[StreamMetricsResponse]:
         """
@@ -162,8 +162,8 @@ class MeterServiceClient(ConnectClient):
     """
     MeterService collects what the VMs of one host consume.
 
-    Callers: metald of the same host for StreamMetrics, RecordEvents and FlushWindows; gatewayd for
-    FlushWindows and GetStatus; operators for GetStatus.
+    Callers: metald of the same host for StreamMetrics, RecordEvents and FlushWindows; gatewayd and
+    operators for FlushWindows and GetStatus.
     """
     def stream_metrics(
         self,
@@ -284,8 +284,8 @@ class MeterServiceSync(Protocol):
     """
     MeterService collects what the VMs of one host consume.
 
-    Callers: metald of the same host for StreamMetrics, RecordEvents and FlushWindows; gatewayd for
-    FlushWindows and GetStatus; operators for GetStatus.
+    Callers: metald of the same host for StreamMetrics, RecordEvents and FlushWindows; gatewayd and
+    operators for FlushWindows and GetStatus.
     """
     def stream_metrics(self, request: Iterator[StreamMetricsRequest], ctx: RequestContext[StreamMetricsRequest, StreamMetricsResponse], /) -> Iterator[StreamMetricsResponse]:
         """
@@ -410,8 +410,8 @@ class MeterServiceClientSync(ConnectClientSync):
     """
     MeterService collects what the VMs of one host consume.
 
-    Callers: metald of the same host for StreamMetrics, RecordEvents and FlushWindows; gatewayd for
-    FlushWindows and GetStatus; operators for GetStatus.
+    Callers: metald of the same host for StreamMetrics, RecordEvents and FlushWindows; gatewayd and
+    operators for FlushWindows and GetStatus.
     """
     def stream_metrics(
         self,

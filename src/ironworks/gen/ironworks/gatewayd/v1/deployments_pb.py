@@ -1332,7 +1332,8 @@ class ReplicaState(Enum):
 
 class RestartPolicy(Enum):
     """
-    RestartPolicy says what happens when the application ends.
+    RestartPolicy says what happens when the application ends. Today only NEVER is built; the other two
+    are refused with `unimplemented`.
 
     ```proto
     enum ironworks.gatewayd.v1.RestartPolicy
@@ -1340,7 +1341,7 @@ class RestartPolicy(Enum):
 
     Attributes:
         UNSPECIFIED:
-            The default, ALWAYS.
+            The default, NEVER.
 
             ```proto
             RESTART_POLICY_UNSPECIFIED = 0
