@@ -1,0 +1,1 @@
+"""Schema of builderd's database, version by version."""

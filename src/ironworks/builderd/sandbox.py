@@ -1,0 +1,170 @@
+"""Run what touches an image's bytes where nothing of the host can be reached.
+
+bubblewrap: own user, mount, pid, ipc, uts and (but for pulls) network namespaces, no capability, no
+host path but programs, read-only, and the build's own scratch. It dies with builderd.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ironworks
+from ironworks.builderd.flatten.plan import Flattened, Plan
+from ironworks.model.errors import FailedPrecondition, Internal, IronError, all_errors
+
+_LINE_BYTES = 1 << 20
+_TAIL_CHARS = 2000
+_MAX_FILES = 4096
+_PACKAGE_ROOT = Path(ironworks.__file__).parents[1]
+_NETWORK_FILES = (
+    "/etc/resolv.conf",
+    "/etc/hosts",
+    "/etc/nsswitch.conf",
+    "/etc/ssl",
+    "/usr/local/share/ca-certificates",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sandbox:
+    """What a program in it sees.
+
+    Attributes:
+        readable: Path inside → file or directory of the host, read-only.
+        writable: Path inside → directory of the host.
+        network: Whether it shares the host's network.
+        file_bytes: Largest file that it may write.
+    """
+
+    readable: Mapping[str, Path] = field(default_factory=dict[str, Path])
+    writable: Mapping[str, Path] = field(default_factory=dict[str, Path])
+    network: bool = False
+    file_bytes: int = 1 << 36
+
+    def argv(self, command: Sequence[str]) -> list[str]:
+        """The command line that runs `command` in the sandbox."""
+        argv = ["prlimit", "--core=0", f"--nofile={_MAX_FILES}", f"--fsize={self.file_bytes}"]
+        argv += ["--", "bwrap", "--unshare-all", "--die-with-parent", "--new-session"]
+        argv += ["--share-net"] if self.network else []
+        argv += ["--uid", "65534", "--gid", "65534", "--cap-drop", "ALL", "--clearenv"]
+        argv += ["--setenv", "PATH", "/usr/bin:/bin", "--setenv", "HOME", "/nonexistent"]
+        argv += ["--setenv", "LC_ALL", "C.UTF-8", "--setenv", "TMPDIR", "/tmp"]  # noqa: S108 - its own
+        argv += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]  # noqa: S108 - its own
+        argv += ["--ro-bind", "/usr", "/usr"]
+        for name in ("bin", "sbin", "lib", "lib64"):
+            argv += ["--symlink", f"usr/{name}", f"/{name}"]
+        if self.network:
+            for path in _NETWORK_FILES:
+                argv += ["--ro-bind-try", path, path]
+        for inside, outside in self.readable.items():
+            argv += ["--ro-bind", str(outside), inside]
+        for inside, outside in self.writable.items():
+            argv += ["--bind", str(outside), inside]
+        return [*argv, "--chdir", "/", "--", *command]
+
+
+def _python() -> dict[str, Path]:
+    """Paths that our own Python needs beside /usr."""
+    needed = {Path(sys.prefix), Path(sys.base_prefix), _PACKAGE_ROOT}
+    return {str(path): path for path in needed if not path.is_relative_to("/usr")}
+
+
+async def run_flatten(
+    plan: Plan,
+    *,
+    blobs: Sequence[Path],
+    scratch: Path,
+    on_step: Callable[[str, int], None],
+) -> Flattened:
+    """Flatten an image in a process of its own.
+
+    Args:
+        plan: Paths in it are those of the sandbox: `/blobs/N` and `/scratch`.
+        blobs: Files of the host that appear as `/blobs/N`.
+        scratch: Directory of the host that appears as `/scratch`.
+        on_step: Is told what it does, and how many bytes it has done.
+
+    Raises:
+        IronError: what the process refused the image with.
+        Internal: the process died; the context has the end of what it said.
+    """
+    sandbox = Sandbox(
+        readable={**_python(), **{f"/blobs/{n}": path for n, path in enumerate(blobs)}},
+        writable={"/scratch": scratch},
+        # One tar may be as large as all of them together, and headers come on top.
+        file_bytes=2 * plan.limits.unpacked_bytes + (1 << 20),
+    )
+    module = ["-I", "-B", "-m", "ironworks.builderd.flatten"]
+    argv = sandbox.argv([sys.executable, *module])
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+            limit=_LINE_BYTES,
+        )
+    except FileNotFoundError:
+        raise FailedPrecondition(
+            "prlimit or bubblewrap is not installed.",
+            hint="Run `./iron setup`, which installs deploy/debian-packages.txt.",
+        ) from None
+    try:
+        last, said = await _converse(process, json.dumps(asdict(plan)), on_step)
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+    if "result" in last:
+        result: dict[str, Any] = last["result"]
+        return Flattened(
+            sha256=result["sha256"],
+            size_bytes=result["size_bytes"],
+            unpacked_bytes=result["unpacked_bytes"],
+            file_count=result["file_count"],
+            notes=tuple(result["notes"]),
+        )
+    if "error" in last:
+        raise _error(last)
+    raise Internal(
+        "The build's process died.",
+        hint="See builderd's log.",
+        context={"status": process.returncode, "stderr": said},
+    )
+
+
+async def _converse(
+    process: asyncio.subprocess.Process, plan: str, on_step: Callable[[str, int], None]
+) -> tuple[dict[str, Any], str]:
+    if process.stdin is None or process.stdout is None or process.stderr is None:
+        raise Internal("A pipe to a program could not be made.")
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        process.stdin.write(plan.encode())
+        await process.stdin.drain()
+    process.stdin.close()
+    last: dict[str, Any] = {}
+    async for line in process.stdout:
+        last = json.loads(line)
+        if "step" in last:
+            on_step(str(last["step"]), int(last["done_bytes"]))
+    said = (await process.stderr.read(_LINE_BYTES)).decode(errors="replace")
+    await process.wait()
+    return last, said[-_TAIL_CHARS:]
+
+
+def _error(line: dict[str, Any]) -> IronError:
+    kinds = {kind.code: kind for kind in all_errors()}
+    kind = kinds.get(str(line["error"]), Internal)
+    context: dict[str, object] = dict(line.get("context", {}))
+    return kind(str(line["message"]), hint=str(line.get("hint", "")), context=context)

@@ -1,0 +1,1 @@
+"""Where images come from: documents, layouts and archives on this machine, registries."""
