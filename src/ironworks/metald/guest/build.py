@@ -23,6 +23,7 @@ import structlog
 
 from ironworks.metald.guest.cpio import Entry, write_archive
 from ironworks.metald.guest.modules import STAGES, Module, ModuleError, resolve
+from ironworks.metald.jail.keeper import build_keeper
 from ironworks.model.errors import FailedPrecondition, IronError, Unavailable
 from ironworks.runtime.process import run
 
@@ -371,8 +372,17 @@ async def build(
 
 
 def build_now(guest_dir: Path = DEFAULT_DIR, *, refresh: bool = False) -> Guest | IronError:
-    """`build` for a program without an event loop; gives back the error instead of raising it."""
+    """`build` for a program without an event loop; gives back the error instead of raising it.
+
+    Builds the keeper of VMMs too, which needs the same compiler and is kept beside the guest.
+    """
+
+    async def both() -> Guest:
+        guest = await build(guest_dir, refresh=refresh)
+        await build_keeper(guest_dir)
+        return guest
+
     try:
-        return asyncio.run(build(guest_dir, refresh=refresh))
+        return asyncio.run(both())
     except IronError as error:
         return error

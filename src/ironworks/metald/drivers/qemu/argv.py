@@ -29,7 +29,7 @@ class Machine(StrEnum):
 _OPTIONS: Mapping[Machine, str] = {
     # Devices that no guest here has a driver or a use for; each costs time at boot.
     Machine.Q35: "hpet=off,sata=off,smbus=off,vmport=off,i8042=off,usb=off",
-    Machine.MICROVM: "acpi=on,rtc=on,isa-serial=on,x-option-roms=off,auto-kernel-cmdline=off",
+    Machine.MICROVM: "acpi=on,rtc=on,isa-serial=on",
 }
 
 
