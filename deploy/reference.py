@@ -240,7 +240,7 @@ def _enum(file: ProtoFile, path: tuple[int, ...], raw: Mapping[str, Any]) -> str
 
 def api_page(service: str, files: list[ProtoFile], missing: set[str]) -> str:
     """`api/<service>.md`."""
-    parts = [NOTE, f"# {service}\n\n{SERVICES.get(service, 'What all services share.')}\n\n"]
+    parts = [NOTE, f"# {service}\n\n{SERVICES.get(service, 'Messages of all services.')}\n\n"]
     for file in files:
         for number, raw in enumerate(file.raw.get("service", [])):
             full = f"{file.raw['package']}.{raw['name']}"
@@ -266,7 +266,8 @@ def api_pages() -> dict[str, str]:
     missing = set(UNIMPLEMENTED.read_text().split())
     by_service: dict[str, list[ProtoFile]] = {}
     for file in sorted(proto_files(), key=lambda one: one.raw["name"]):
-        by_service.setdefault(file.raw["package"].split(".")[1], []).append(file)
+        service = file.raw["package"].split(".")[1]
+        by_service.setdefault(service if service in SERVICES else "shared", []).append(file)
     return {
         f"api/{service}.md": api_page(service, files, missing)
         for service, files in by_service.items()
