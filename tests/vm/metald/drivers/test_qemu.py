@@ -17,10 +17,10 @@ from ironworks.metald.drivers.driver import (
     GuestNetwork,
 )
 from ironworks.metald.drivers.qemu import QemuDriver, QemuHandle
-from ironworks.metald.guest.build import DEFAULT_DIR
+from ironworks.metald.guest.build import DEFAULT_DIR, Guest
 from ironworks.metald.steps import NoSteps, Step, Steps
 from ironworks.runtime.clock import SystemClock
-from ironworks.testkit.rooms import UID, Room, get_page
+from ironworks.testkit.rooms import UID, Room, get_page, make_room, make_rootfs
 
 pytestmark = [pytest.mark.vm, pytest.mark.root]
 
@@ -32,8 +32,14 @@ def make_driver(state_dir: Path, steps: Steps | None = None) -> QemuDriver:
 
 
 @pytest.fixture
-async def driver(tmp_path_factory: pytest.TempPathFactory, room: Room) -> AsyncIterator[QemuDriver]:
-    made = make_driver(tmp_path_factory.getbasetemp())
+def new_driver(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], QemuDriver]:
+    """Drivers of metald after metald; what the probe found is shared."""
+    return lambda: make_driver(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+async def driver(new_driver: Callable[[], QemuDriver], room: Room) -> AsyncIterator[QemuDriver]:
+    made = new_driver()
     yield made
     await made.destroy(room.jail_dir, None)
     left = {path.name for path in room.jail_dir.iterdir()}
@@ -85,7 +91,7 @@ def assert_jailed(pid: int) -> None:
 
 
 async def test_a_workload_runs_as_the_image_says_and_survives_metald(
-    driver: QemuDriver, room: Room
+    driver: QemuDriver, new_driver: Callable[[], QemuDriver], room: Room
 ) -> None:
     script = (
         'for one in "$0" "$@"; do echo "[$one]"; done; id; pwd; env; cat /etc/resolv.conf; '
@@ -107,7 +113,7 @@ async def test_a_workload_runs_as_the_image_says_and_survives_metald(
     assert await get_page("/index.html") == "it works\n"
     await first.close()
 
-    adopted = await make_driver(room.jail_dir.parent).adopt(first.evidence)
+    adopted = await new_driver().adopt(first.evidence)
     assert adopted is not None
     async with asyncio.timeout(BOOT_SECONDS):
         await adopted.wait_ready()
@@ -138,19 +144,22 @@ async def test_a_workload_runs_as_the_image_says_and_survives_metald(
     assert await driver.adopt(first.evidence) is None
 
 
-async def test_an_end_that_nobody_watched_is_told_afterwards(
-    driver: QemuDriver, room: Room
+async def test_an_ext4_root_and_a_user_without_a_name(
+    tmp_path: Path, guest: Guest, new_driver: Callable[[], QemuDriver]
 ) -> None:
-    script = "(sleep 0.3 &) ; echo last words; sleep 0.6; kill -9 $$"
-    guest = GuestConfig(hostname="gone", argv=("/bin/sh", "-c", script), user="1234:5678")
-    handle = await driver.create(room.spec(guest))
-    await handle.boot()
-    await handle.close()
-    await until(lambda: room.processes() == [])
-    report = await driver.post_mortem(handle.evidence)
+    script = "(sleep 0.2 &) ; id; echo written >/etc/new; cat /etc/new; sleep 0.4; kill -9 $$"
+    config = GuestConfig(hostname="gone", argv=("/bin/sh", "-c", script), user="0:5678", workdir="")
+    with make_room(tmp_path, guest, make_rootfs(tmp_path, "ext4")) as room:
+        driver = new_driver()
+        handle = await driver.create(replace(room.spec(config), vcpus=2))
+        await handle.boot()
+        await handle.close()
+        await until(lambda: room.processes() == [])
+        report = await driver.post_mortem(handle.evidence)
+        await driver.destroy(room.jail_dir, handle.evidence)
     assert (report.kind, report.workload_status) == (ExitKind.WORKLOAD, 128 + 9)
     assert report.sentence == "The workload was ended by signal 9."
-    assert "last words" in report.console_tail
+    assert {"uid=0(root) gid=5678 groups=5678", "written"} <= set(report.console_tail)
 
 
 async def test_a_workload_that_ignores_its_stop_signal_is_killed_after_the_grace(
