@@ -28,7 +28,6 @@ from ironworks.gen.ironworks.metald.v1 import vm_pb
 from ironworks.gen.ironworks.metald.v1.vm_connect import VmServiceClient
 from ironworks.machine.platform import PlatformFile
 from ironworks.machine.temporary import temporary_platform
-from ironworks.metald.network.naming import tag_of
 from ironworks.metald.network.slots import HostNetwork
 from ironworks.model.errors import DeadlineExceeded, NotFound
 from ironworks.model.ids import new_id
@@ -37,7 +36,7 @@ from ironworks.runtime.clock import SystemClock, SystemEntropy
 from ironworks.runtime.identity import ServiceSigner
 from ironworks.runtime.rpc.client import Clients
 from ironworks.runtime.rpc.direct import DIRECT
-from ironworks.runtime.settings import Settings
+from ironworks.runtime.settings import Settings, tag_of
 from ironworks.sdk import AsyncIronworks
 from ironworks.testkit.images import SAMPLE_PORT, build_sample_layout
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import cast
 
 from ironworks.runtime.process import run
+from ironworks.runtime.settings import tag_of
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _NETNS = Path("/run/netns")
 PREFIX = "iw"
-"""Every link and namespace of ours begins with it."""
+"""Every link and namespace of ours begins with it; then comes the tag of the data directory."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -27,18 +28,18 @@ class Item:
         return f"{self.kind} {self.name}"
 
 
-def _processes(data_dir: Path) -> set[Item]:
-    """Processes that were started for this data directory, and those in our cgroups."""
+def _processes(data_dir: Path, tag: str) -> set[Item]:
+    """Processes that were started for this data directory, and those in its cgroups."""
     found: set[Item] = set()
-    needle = f"IRONWORKS_DATA_DIR={data_dir}\0".encode()
+    variable = f"IRONWORKS_DATA_DIR={data_dir}\0".encode()
     path = f"{data_dir}/".encode()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         try:
             command = (entry / "cmdline").read_bytes()
-            ours = path in command or needle in (entry / "environ").read_bytes() + b"\0"
-            ours = ours or "/ironworks/" in (entry / "cgroup").read_text()
+            ours = path in command or variable in (entry / "environ").read_bytes() + b"\0"
+            ours = ours or f"/ironworks/{tag}/" in (entry / "cgroup").read_text()
         except OSError:
             continue  # it ended, or it is a kernel thread
         if ours and command:
@@ -47,30 +48,29 @@ def _processes(data_dir: Path) -> set[Item]:
     return found
 
 
-async def _links() -> set[Item]:
+async def _links(tag: str) -> set[Item]:
     listed = await run(["ip", "-json", "link", "show"], timeout_seconds=10)
-    links = cast("list[dict[str, str]]", json.loads(listed.stdout))
-    return {Item("link", link["ifname"]) for link in links if link["ifname"].startswith(PREFIX)}
+    names = (link["ifname"] for link in cast("list[dict[str, str]]", json.loads(listed.stdout)))
+    return {Item("link", name) for name in names if name.startswith(f"{PREFIX}{tag}")}
 
 
 async def _tables() -> set[Item]:
     listed = await run(["nft", "list", "tables"], timeout_seconds=10, check=False)
     lines = listed.stdout.decode().splitlines()
-    return {Item("nftables", line) for line in lines if f" {PREFIX}" in line or "ironworks" in line}
+    return {Item("nftables", line) for line in lines if "ironworks" in line}
 
 
-def _namespaces() -> set[Item]:
-    if not _NETNS.is_dir():
-        return set()
-    names = (entry.name for entry in _NETNS.iterdir())
-    return {Item("namespace", name) for name in names if name.startswith(PREFIX)}
+def _namespaces(tag: str) -> set[Item]:
+    names = (entry.name for entry in _NETNS.iterdir()) if _NETNS.is_dir() else ()
+    return {Item("namespace", name) for name in names if name.startswith(f"{PREFIX}-{tag}")}
 
 
-def _cgroups() -> set[Item]:
+def _cgroups(tag: str) -> set[Item]:
+    """In the v2 hierarchy, and in each of v1: one directory below the mount point."""
     found: set[Item] = set()
     for root in (_CGROUPS, *_CGROUPS.glob("*/")):
-        base = root / "ironworks"
-        found |= {Item("cgroup", str(path)) for path in base.glob("**/vm_*") if path.is_dir()}
+        base = root / "ironworks" / tag
+        found |= {Item("cgroup", str(path)) for path in (base, *base.glob("**/")) if path.is_dir()}
     return found
 
 
@@ -86,6 +86,7 @@ def _jails(data_dir: Path) -> set[Item]:
 
 
 async def take(data_dir: Path) -> frozenset[Item]:
-    """What there is now of the platform of `data_dir`, and of any other where it cannot be told."""
-    found = _processes(data_dir) | _namespaces() | _cgroups() | _mounts(data_dir)
-    return frozenset(found | _jails(data_dir) | await _links() | await _tables())
+    """What there is now of the platform of `data_dir`."""
+    tag = tag_of(data_dir)
+    found = _processes(data_dir, tag) | _namespaces(tag) | _cgroups(tag) | _mounts(data_dir)
+    return frozenset(found | _jails(data_dir) | await _links(tag) | await _tables())

@@ -9,12 +9,11 @@ import sys
 
 from ironworks.metald.cgroup.groups import HostGroups, read_layout
 from ironworks.metald.jail_directories import JailDirectories
-from ironworks.metald.network.naming import tag_of
 from ironworks.metald.network.slots import HostNetwork
 from ironworks.metald.settings import MetaldSettings
 from ironworks.model.errors import IronError
 from ironworks.runtime.clock import SystemClock
-from ironworks.runtime.settings import load
+from ironworks.runtime.settings import load, tag_of
 
 
 async def purge(settings: MetaldSettings) -> None:

@@ -26,7 +26,6 @@ from ironworks.metald.drivers.registry import choose, make_drivers, probe_all
 from ironworks.metald.guest_assets import PERIOD_SECONDS as GUEST_PERIOD_SECONDS
 from ironworks.metald.guest_assets import GuestAssets
 from ironworks.metald.jail_directories import JailDirectories
-from ironworks.metald.network.naming import tag_of
 from ironworks.metald.network.slots import HostNetwork
 from ironworks.metald.reconcilers import lifecycle_reconcilers
 from ironworks.metald.sampling.sampler import HostSampler
@@ -38,6 +37,7 @@ from ironworks.model.errors import FailedPrecondition
 from ironworks.model.ids import new_id
 from ironworks.runtime.reconcile import Reconciler
 from ironworks.runtime.service import Chassis, Parts
+from ironworks.runtime.settings import tag_of
 from ironworks.storage.schema import ensure_current
 from ironworks.storage.sql import Database, sqlite_url
 
@@ -126,7 +126,8 @@ async def _context(
 ) -> Context:
     settings, clock = chassis.settings, chassis.clock
     steps = TimedSteps(NoSteps(), clock)
-    drivers = make_drivers(clock, steps, guest_dir=settings.guest_dir, state_dir=settings.own_dir)
+    # What a probe finds out holds for the host, whatever the data directory.
+    drivers = make_drivers(clock, steps, guest_dir=settings.guest_dir, state_dir=settings.guest_dir)
     probes = await probe_all(drivers)
     cpus, memory_total_bytes = host_size()
     return Context(

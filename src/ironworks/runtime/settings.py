@@ -6,6 +6,7 @@ subclasses `Settings` with its own limits; `docs/reference/settings.md` lists th
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import TypeVar
@@ -22,6 +23,15 @@ from ironworks.model.errors import InvalidRequest
 
 DEFAULT_DATA_DIR = Path("/var/lib/ironworks")
 SETTINGS_FILE = "ironworks.toml"
+_TAG_CHARS = 6
+
+
+def tag_of(data_dir: Path) -> str:
+    """Six hexadecimal digits that stand for a data directory in the names of what is made for it.
+
+    Platforms over different directories share one machine, and each knows its own by the tag.
+    """
+    return hashlib.sha256(str(data_dir.resolve()).encode()).hexdigest()[:_TAG_CHARS]
 
 
 class Settings(BaseSettings):

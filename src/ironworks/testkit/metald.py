@@ -33,7 +33,7 @@ from ironworks.metald.drivers.driver import (
 )
 from ironworks.metald.drivers.fake import FakeDriver
 from ironworks.metald.jail_directories import JailDirectories
-from ironworks.metald.network.naming import SlotNames, names_of, tag_of
+from ironworks.metald.network.naming import SlotNames, names_of
 from ironworks.metald.network.slots import HostNetwork, SlotTakenError
 from ironworks.metald.sampling import VmSource
 from ironworks.metald.settings import MetaldSettings
@@ -43,6 +43,7 @@ from ironworks.model.errors import NotFound
 from ironworks.model.ids import derived_id
 from ironworks.model.units import GIB, MIB
 from ironworks.runtime.clock import Clock, SystemClock, SystemEntropy
+from ironworks.runtime.settings import tag_of
 from ironworks.runtime.tasks import Tasks
 from ironworks.storage.migrate import upgrade
 from ironworks.storage.sql import Database, sqlite_url

@@ -15,13 +15,14 @@ from ironworks.metald.drivers.qemu import QemuDriver
 from ironworks.metald.guest.build import DEFAULT_DIR, build_now
 from ironworks.metald.jail_directories import JailDirectories
 from ironworks.metald.network import naming
-from ironworks.metald.network.naming import first_slot, tag_of
+from ironworks.metald.network.naming import first_slot
 from ironworks.metald.network.slots import HostNetwork
 from ironworks.metald.steps import NoSteps, Steps
 from ironworks.model.errors import IronError
 from ironworks.model.ids import derived_id
 from ironworks.model.units import MIB
 from ironworks.runtime.clock import SystemClock
+from ironworks.runtime.settings import tag_of
 from ironworks.testkit.rooms import make_rootfs
 
 VM_ID = derived_id("vm", "conformance")

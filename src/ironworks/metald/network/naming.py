@@ -1,6 +1,5 @@
 """Names and addresses of a network slot, pure. All begin with `iw`, so leaks can be found."""
 
-import hashlib
 import re
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
@@ -25,7 +24,6 @@ GUEST_MAC = "06:00:ac:10:00:02"
 
 NETNS_DIRECTORY = Path("/run/netns")
 _FIRST_OFFSET = 2
-_TAG_CHARS = 6
 _NETNS = re.compile(r"iw-([0-9a-f]{6})-([0-9a-f]{5})")
 _VETH = re.compile(r"iw([0-9a-f]{6})v([0-9a-f]{5})")
 USABLE_SLOTS = SLOT_COUNT - 4
@@ -46,11 +44,6 @@ class SlotNames:
     def netns_path(self) -> Path:
         """Where the namespace is bound."""
         return NETNS_DIRECTORY / self.netns
-
-
-def tag_of(data_dir: Path) -> str:
-    """Six hexadecimal digits that stand for a data directory in names."""
-    return hashlib.sha256(str(data_dir.resolve()).encode()).hexdigest()[:_TAG_CHARS]
 
 
 def first_slot(tag: str) -> int:

@@ -17,8 +17,9 @@ import pytest
 
 from ironworks.metald.network import namespace, naming
 from ironworks.metald.network.links import Links
-from ironworks.metald.network.naming import SlotNames, first_slot, tag_of
+from ironworks.metald.network.naming import SlotNames, first_slot
 from ironworks.metald.network.slots import HostNetwork, SlotTakenError
+from ironworks.runtime.settings import tag_of
 
 pytestmark = pytest.mark.root
 UID = 1_900_200

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from ironworks.metald.cgroup.groups import GroupLimits, HostGroups, read_layout
-from ironworks.metald.network.naming import tag_of
 from ironworks.model.units import MIB
 from ironworks.runtime.clock import SystemClock
+from ironworks.runtime.settings import tag_of
 
 pytestmark = pytest.mark.root
 LIMITS = GroupLimits(memory_bytes=64 * MIB, cpus=1.5, cpu_weight=100, pids=10)

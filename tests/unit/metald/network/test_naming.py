@@ -2,7 +2,8 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from ironworks.metald.network import naming
-from ironworks.metald.network.naming import names_of, slot_of_netns, slot_of_veth, tag_of
+from ironworks.metald.network.naming import names_of, slot_of_netns, slot_of_veth
+from ironworks.runtime.settings import tag_of
 
 
 def test_names_follow_from_tag_and_slot_and_tell_both() -> None:

@@ -130,7 +130,7 @@ def _recall(path: Path, key: str) -> Finding | None:
 
 def _remember(path: Path, key: str, finding: Finding) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".new")
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.write_text(json.dumps({"key": key, **asdict(finding)}) + "\n", encoding="utf-8")
     beside.replace(path)
 
