@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 from pathlib import Path
 from typing import Protocol
 
@@ -102,15 +103,20 @@ class JailDirectories:
             return
         self._consoles_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         partial = target.with_suffix(".partial")
-        # The VMM's user may own the file: a symbolic link in its place is not followed.
+        # The VMM's user may own the file: what is no plain file is no console, and not followed.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-        with contextlib.suppress(FileNotFoundError):
+        try:
             descriptor = os.open(console, flags)
-            with os.fdopen(descriptor, "rb") as source, partial.open("wb") as kept:
-                size = os.fstat(source.fileno()).st_size
-                source.seek(max(0, size - self._console_max_bytes))
+        except OSError:
+            return
+        with os.fdopen(descriptor, "rb", buffering=0) as source:
+            status = os.fstat(source.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                return
+            source.seek(max(0, status.st_size - self._console_max_bytes))
+            with partial.open("wb") as kept:
                 shutil.copyfileobj(source, kept, _CHUNK_BYTES)
-            partial.replace(target)
+        partial.replace(target)
 
     async def remove(self, vm_id: str) -> None:
         """See `Jails`."""

@@ -41,6 +41,7 @@ from ironworks.metald.drivers.driver import (
     signal_name,
 )
 from ironworks.metald.drivers.processes import VmmProcess, boot_id, is_alive, tail
+from ironworks.metald.drivers.qemu.sockets import connect
 from ironworks.metald.network import namespace, naming
 from ironworks.metald.network.links import Links, set_sysctls
 from ironworks.metald.steps import Step, Steps
@@ -157,7 +158,7 @@ class FakeHandle:
     async def _ask(self, step: Step, command: str) -> None:
         socket = self._evidence.jail_dir / _SOCKET
         try:
-            reader, writer = await asyncio.open_unix_connection(str(socket))
+            reader, writer = await asyncio.open_unix_connection(sock=connect(socket))
             try:
                 writer.write(json.dumps({"command": command}).encode() + b"\n")
                 await writer.drain()

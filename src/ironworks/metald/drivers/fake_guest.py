@@ -47,7 +47,11 @@ class Guest:
             with open(path, "w") as file:  # noqa: PTH123 - pathlib costs start-up time
                 file.write(str(os.getpid()))
         control = socket.socket(socket.AF_UNIX)
-        control.bind(self.config["socket"])
+        # By its bare name: an address has room for 107 bytes, a path may be longer.
+        directory, name = os.path.split(self.config["socket"])
+        os.chdir(directory)
+        control.bind(name)
+        os.chdir("/")
         control.listen(16)
         self.selector.register(control, selectors.EVENT_READ, self.accept_control)
         os.setgroups([])
