@@ -94,6 +94,7 @@ def make_app() -> App:
         default_parameter=Parameter(negative=(), show_default=False),
         exit_on_error=False,
         print_error=False,
+        suppress_keyboard_interrupt=False,
     )
     for command in COMMANDS:
         app.command(
