@@ -151,7 +151,7 @@ class Reconcilers:
     async def leftovers(self) -> Report:
         """What a deletion or an undoing could not remove is removed once its host answers."""
         marked = await self._database.read(lambda c: store.replicas_in(c, [ReplicaState.DELETING]))
-        removed = 0
+        counts = {"marked": len(marked), "removed": 0, "waiting": 0}
         for replica in marked:
             if await self._is_worked_on(replica.deployment_id):
                 continue
@@ -162,10 +162,14 @@ class Reconcilers:
                 await self._removal.change(
                     replica.vm_id, lambda old: replace(old, state=ReplicaState.DELETED)
                 )
-            removed += 1
+            except IronError as error:
+                _log.warning("vm_not_removed", vm_id=replica.vm_id, error=str(error))
+                counts["waiting"] += 1
+                continue
+            counts["removed"] += 1
         now_ns = self._clock.now_ns()
         closed = await self._database.write(lambda c: store.close_emptied(c, now_ns))
-        return Report(counts={"marked": len(marked), "removed": removed, "closed": closed})
+        return Report(counts={**counts, "closed": closed})
 
     async def _is_worked_on(self, deployment_id: str) -> bool:
         jobs = await self._database.read(

@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
-from connectrpc.server import ConnectASGIApplication
 
 from ironworks.model.errors import IronError, NotFound
 from ironworks.model.ids import new_id
@@ -46,7 +45,7 @@ class Rest:
     def __init__(
         self,
         *,
-        applications: Mapping[str, ConnectASGIApplication[Any]],
+        applications: Mapping[str, AsgiApplication],
         verifier: Verifier,
         clock: Clock,
         entropy: Entropy,
@@ -66,7 +65,7 @@ class Rest:
             caller = self._verifier.verify(bearer_token(scope))
             access.check(method, caller)
             caller_var.set(caller)
-            application: AsgiApplication = self._applications[method.partition("/")[0]]
+            application = self._applications[method.partition("/")[0]]
             await application(
                 _rewritten(scope, method),
                 receive if body is None else _body(body, receive),

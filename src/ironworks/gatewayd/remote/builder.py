@@ -69,7 +69,8 @@ _PHASES = {
 }
 
 
-def _view(build: build_pb.Build) -> BuildView:
+def view_of_build(build: build_pb.Build) -> BuildView:
+    """What a deployment reads from a build."""
     result, failure, progress = build.result, build.failure, build.progress
     config = result.image_config if result else None
     phase = _PHASES.get(build.state, BuildPhase.ENDED_BADLY)
@@ -111,7 +112,7 @@ class Builder:
         """The build as it stands."""
         request = build_pb.GetBuildRequest(build_id=build_id)
         answer = await self._client(tenant_id).get_build(request)
-        return _view(answer.build or build_pb.Build())
+        return view_of_build(answer.build or build_pb.Build())
 
     async def cancel(self, tenant_id: str, build_id: str) -> None:
         """Ask a build to stop."""

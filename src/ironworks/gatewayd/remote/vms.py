@@ -58,7 +58,8 @@ _RESTART = {
 }
 
 
-def _view(vm: vm_pb.Vm) -> VmView:
+def view_of_vm(vm: vm_pb.Vm) -> VmView:
+    """What a deployment reads from a VM."""
     sentence = vm.exit.sentence if vm.exit else ""
     tail = " | ".join(vm.exit.console_tail[-3:]) if vm.exit else ""
     reason = vm.reason or sentence
@@ -139,7 +140,7 @@ class Vms:
             vm_id=replica.vm_id,
             spec=vm_spec(deployment, replica),
         )
-        return _view(await client.create_vm(request))
+        return view_of_vm(await client.create_vm(request))
 
     async def boot(self, url: str, tenant_id: str, vm_id: str, timeout_seconds: float) -> VmView:
         """Order a VM to boot; answers as soon as it is booting."""
@@ -150,12 +151,12 @@ class Vms:
             detach=True,
         )
         client = self._client(url, tenant_id, CREATE_TIMEOUT_SECONDS)
-        return _view(await client.boot_vm(request))
+        return view_of_vm(await client.boot_vm(request))
 
     async def view(self, url: str, tenant_id: str, vm_id: str) -> VmView:
         """A VM as it stands."""
         client = self._client(url, tenant_id, CREATE_TIMEOUT_SECONDS)
-        return _view(await client.get_vm(vm_pb.GetVmRequest(vm_id=vm_id)))
+        return view_of_vm(await client.get_vm(vm_pb.GetVmRequest(vm_id=vm_id)))
 
     async def shutdown(self, url: str, tenant_id: str, vm_id: str, grace_seconds: float) -> None:
         """Ask a guest to end, then end it."""
@@ -182,7 +183,7 @@ class Vms:
         while True:
             page = PageRequest(page_size=_PAGE, page_token=token)
             answer = await client.list_vms(vm_pb.ListVmsRequest(page=page))
-            found |= {vm.id: _view(vm) for vm in answer.vms}
+            found |= {vm.id: view_of_vm(vm) for vm in answer.vms}
             token = answer.page.next_page_token if answer.page else ""
             if not token:
                 return found
