@@ -33,6 +33,20 @@ def _suits(spec: DeploymentSpec, host: Host) -> bool:
     return in_zone and all(host.labels.get(key) == value for key, value in spec.host_labels.items())
 
 
+def _suiting(spec: DeploymentSpec, hosts: Sequence[Host], now_ns: int) -> list[Host]:
+    """Hosts that may have replicas of this deployment, by id."""
+    ready = [host for host in hosts if host_state(host, now_ns) is HostState.READY]
+    if not ready:
+        raise Unavailable("No host is ready.", hint="See `iron host list`; is metald running?")
+    suiting = sorted((host for host in ready if _suits(spec, host)), key=lambda host: host.host_id)
+    if not suiting:
+        raise FailedPrecondition(
+            "No host suits the placement that was asked for.",
+            hint="Compare spec.placement with the zones and labels of `iron host list`.",
+        )
+    return suiting
+
+
 def free_of(host: Host, placed: Resources) -> Resources:
     """What a host has left.
 
@@ -68,17 +82,9 @@ def place(
         FailedPrecondition: none of those that are ready suits.
         ResourceExhausted: those that suit have no room for all.
     """
-    ready = [host for host in hosts if host_state(host, now_ns) is HostState.READY]
-    suiting = sorted((host for host in ready if _suits(spec, host)), key=lambda host: host.host_id)
     if not indexes:
         return ()
-    if not ready:
-        raise Unavailable("No host is ready.", hint="See `iron host list`; is metald running?")
-    if not suiting:
-        raise FailedPrecondition(
-            "No host suits the placement that was asked for.",
-            hint="Compare spec.placement with the zones and labels of `iron host list`.",
-        )
+    suiting = _suiting(spec, hosts, now_ns)
     shape = shape_of(spec)
     free = {host.host_id: free_of(host, placed.get(host.host_id, Resources())) for host in suiting}
     by_host = Counter({host.host_id: present.get(host.host_id, 0) for host in suiting})

@@ -154,79 +154,82 @@ async def room(tmp_path: Path) -> AsyncIterator[Room]:
     database.close()
 
 
+TENANT = Tenant(
+    tenant_id=TENANT_ID,
+    name="acme",
+    display_name="",
+    state=TenantState.ACTIVE,
+    reason="",
+    labels={},
+    created_at_ns=1,
+    updated_at_ns=1,
+)
+DEPLOYMENT = Deployment(
+    deployment_id=DEPLOYMENT_ID,
+    tenant_id=TENANT_ID,
+    name="web",
+    spec=DeploymentSpec(image="web"),
+    state=DeploymentState.RUNNING,
+    reason="",
+    host_label="web-x",
+    image_digest="",
+    build_id="",
+    rootfs_asset_id="",
+    build_ms=0,
+    build_reused=False,
+    argv=(),
+    port=80,
+    generation=1,
+    job_id=JOB_ID,
+    labels={},
+    created_at_ns=1,
+    updated_at_ns=1,
+)
+HOST = Host(
+    host_id=HOST_ID,
+    name="one",
+    metald_url="http://127.0.0.1:1",
+    zone="",
+    region="",
+    architecture="amd64",
+    driver="fake",
+    acceleration="none",
+    capacity=Resources(),
+    allocated=Resources(),
+    labels={},
+    state=HostState.READY,
+    version="",
+    registered_at_ns=1,
+    last_heartbeat_at_ns=1,
+)
+REPLICA = Replica(
+    vm_id=VM_ID,
+    deployment_id=DEPLOYMENT_ID,
+    tenant_id=TENANT_ID,
+    index=0,
+    generation=1,
+    host_id=HOST_ID,
+    zone="",
+    state=ReplicaState.READY,
+    reason="",
+    address="198.18.0.1",
+    resources=Resources(vms=1),
+    boot_ordered_at_ns=1,
+    boot_ms=1,
+)
+
+
 async def fill(
     room: Room,
     state: DeploymentState = DeploymentState.RUNNING,
-    replica: ReplicaState = ReplicaState.READY,
+    replica_state: ReplicaState = ReplicaState.READY,
 ) -> None:
-    now_ns = room.clock.now_ns()
-    tenant = Tenant(
-        tenant_id=TENANT_ID,
-        name="acme",
-        display_name="",
-        state=TenantState.ACTIVE,
-        reason="",
-        labels={},
-        created_at_ns=1,
-        updated_at_ns=1,
-    )
-    deployment = Deployment(
-        deployment_id=DEPLOYMENT_ID,
-        tenant_id=TENANT_ID,
-        name="web",
-        spec=DeploymentSpec(image="web"),
-        state=state,
-        reason="",
-        host_label="web-x",
-        image_digest="",
-        build_id="",
-        rootfs_asset_id="",
-        build_ms=0,
-        build_reused=False,
-        argv=(),
-        port=80,
-        generation=1,
-        job_id=JOB_ID,
-        labels={},
-        created_at_ns=1,
-        updated_at_ns=1,
-    )
-    host = Host(
-        host_id=HOST_ID,
-        name="one",
-        metald_url="http://127.0.0.1:1",
-        zone="",
-        region="",
-        architecture="amd64",
-        driver="fake",
-        acceleration="none",
-        capacity=Resources(),
-        allocated=Resources(),
-        labels={},
-        state=HostState.READY,
-        version="",
-        registered_at_ns=1,
-        last_heartbeat_at_ns=now_ns,
-    )
-    one = Replica(
-        vm_id=VM_ID,
-        deployment_id=DEPLOYMENT_ID,
-        tenant_id=TENANT_ID,
-        index=0,
-        generation=1,
-        host_id=HOST_ID,
-        zone="",
-        state=replica,
-        reason="",
-        address="198.18.0.1",
-        resources=Resources(vms=1),
-        boot_ordered_at_ns=1,
-        boot_ms=1,
-    )
-    await room.database.write(lambda c: tenant_store.add_tenant(c, tenant))
+    deployment = replace(DEPLOYMENT, state=state)
+    replica = replace(REPLICA, state=replica_state)
+    await room.database.write(lambda c: tenant_store.add_tenant(c, TENANT))
     await room.database.write(lambda c: store.add_deployment(c, deployment))
-    await room.database.write(lambda c: host_store.put_host(c, host))
-    await room.database.write(lambda c: store.add_replica(c, one))
+    await room.database.write(lambda c: host_store.put_host(c, HOST))
+    await room.database.write(lambda c: store.add_replica(c, replica))
 
 
 async def add_job(room: Room, state: JobState, ended_at_ns: int = 0) -> None:
