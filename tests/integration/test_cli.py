@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -177,3 +178,28 @@ async def test_a_reader_that_goes_away_is_no_fault(iron: Iron) -> None:
     )
     _, err = await process.communicate()
     assert err == b""
+
+
+async def test_an_interrupted_deployment_goes_on_and_says_so(iron: Iron) -> None:
+    iron.api.fail("WatchJob", Unavailable("away"), times=1000)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "ironworks.cli",
+        "deploy",
+        "oci:/x",
+        "--name",
+        "web",
+        stderr=asyncio.subprocess.PIPE,
+        env=iron.env,
+    )
+    for _ in range(1000):
+        if iron.api.asked["WatchJob"]:
+            break
+        await asyncio.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = await process.communicate()
+    job_id = next(iter(iron.api.jobs))
+    assert process.returncode == 130
+    assert f"The job goes on: `iron job watch {job_id}` follows it.\n" in err.decode()
+    assert err.decode().endswith("iron: Interrupted.\n")

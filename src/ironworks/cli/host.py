@@ -37,7 +37,7 @@ async def list_(*, zone: str = "", limit: int = 100, options: Options = DEFAULTS
             one.host_id,
             one.name,
             state_name(one.state),
-            one.zone,
+            one.zone or "-",
             f"{one.driver} ({one.acceleration})",
             _use(one),
             when(one.last_heartbeat_at_ns),

@@ -20,6 +20,7 @@ from ironworks.sdk import Page
 
 WIDE_COLUMNS = 250
 """Width of tables that no terminal shows: wide enough that no id is cut."""
+_SPOKEN = {"vms": "VMs", "api_keys": "API keys"}
 _T = TypeVar("_T")
 
 
@@ -121,7 +122,7 @@ class Output:
             self.line({name: items, "next_page_token": page.next_page_token})
             return
         if not len(page):
-            self.say(f"No {name.replace('_', ' ')}.")
+            self.say(f"No {_SPOKEN.get(name, name)}.")
             return
         self.table(columns, [row(item) for item in page])
         if page.next_page_token:

@@ -34,8 +34,8 @@ def stage_line(stage: jobs_pb.JobStage) -> str:
     """`booting    done in 3.4 s  1 of 1`, or `booting    …` while it lasts."""
     parts = [f"{state_name(stage.kind):<10}"]
     if stage.state not in _ENDED:
-        parts.append("…")
-    elif stage.state is jobs_pb.JobStageState.SKIPPED or not stage.started_at_ns:
+        return f"{parts[0]} …"
+    if stage.state is jobs_pb.JobStageState.SKIPPED or not stage.started_at_ns:
         parts.append(_ENDED[stage.state])
     else:
         took = duration(stage.ended_at_ns - stage.started_at_ns)
