@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from protobuf import Oneof
@@ -64,7 +65,7 @@ def client(settings: AssetSettings, service: str, tenant_id: str | None) -> Asse
     return clients.of(AssetServiceClient, "assetmanagerd", tenant_id=tenant_id)
 
 
-def claim(body: bytes, kind: pb.AssetKind, **more: object) -> pb.AssetFacts:
+def claim(body: bytes, kind: pb.AssetKind, **more: Any) -> pb.AssetFacts:
     return pb.AssetFacts(
         kind=kind, sha256=hashlib.sha256(body).hexdigest(), size_bytes=len(body), **more
     )
@@ -116,9 +117,7 @@ async def test_from_upload_to_the_jail_and_back(settings: AssetSettings) -> None
     assert (jail / "initrd.img").read_bytes() == INITRD
     assert (jail / "initrd.img").stat().st_mode & 0o222 == 0
 
-    released = await metald.release_lease(
-        pb.ReleaseLeaseRequest(lease_id=leased.lease.lease_id)
-    )
+    released = await metald.release_lease(pb.ReleaseLeaseRequest(lease_id=leased.lease.lease_id))
     assert released.lease is not None
     assert released.lease.state is pb.LeaseState.RELEASED
     with pytest.raises(FailedPrecondition, match="released"):

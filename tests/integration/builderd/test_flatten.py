@@ -9,6 +9,7 @@ import subprocess
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -346,7 +347,7 @@ def test_hostile_layers_are_refused_with_their_reason(
     ],
 )
 def test_blobs_that_are_not_what_they_should_be(
-    lie: dict[str, object], reason: str, tmp_path: Path
+    lie: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
     layer = images.Layer(tar=images.make_tar([f("a", "x" * 9000)]), compression="")
     honest = images.Image(layers=[layer])
