@@ -11,6 +11,7 @@ access table, same errors.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -31,6 +32,7 @@ from ironworks.runtime.rpc.server import (
     bearer_token,
 )
 
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 PREFIX = "/v1"
 _PACKAGE = "ironworks.gatewayd.v1"
 _DEPLOYMENTS = f"{_PACKAGE}.DeploymentService"
@@ -57,7 +59,10 @@ class Rest:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        request_id = new_id("req", self._clock, self._entropy)
+        # Envoy gives every request an id and lets no client choose it.
+        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        known = _REQUEST_ID.fullmatch(given)
+        request_id = given if known else new_id("req", self._clock, self._entropy)
         request_id_var.set(request_id)
         structlog.contextvars.bind_contextvars(request_id=request_id)
         try:
