@@ -1,0 +1,124 @@
+"""assetmanagerd without its server, on a clock of the test."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ironworks.assetmanagerd.app import Registry
+from ironworks.assetmanagerd.bytes.local import LocalBytes
+from ironworks.assetmanagerd.intake import DigestLocks, Intake
+from ironworks.assetmanagerd.leasing import Leasing
+from ironworks.assetmanagerd.types import Asset, AssetKind, AssetSettings, Facts, Who
+from ironworks.runtime.clock import SystemEntropy
+from ironworks.storage.migrate import upgrade
+from ironworks.storage.sql import Database, sqlite_url
+from ironworks.testkit.clock import FakeClock
+
+ACME = Who(actor="builderd", tenant_id="tnt_acme", is_service=True)
+EVIL = Who(actor="builderd", tenant_id="tnt_evil", is_service=True)
+METALD = Who(actor="metald", tenant_id="tnt_acme", is_service=True)
+PLATFORM = Who(actor="metald", is_service=True)
+
+
+def squashfs(payload: bytes = b"") -> bytes:
+    """A superblock that could be one, and some bytes."""
+    body = payload.ljust(4096, b"\0")
+    used, absent = 96 + len(body), (1 << 64) - 1
+    return (
+        b"hsqs"
+        + struct.pack("<IIIIHH", 3, 0, 131072, 0, 5, 17)
+        + struct.pack("<HHHH", 0, 1, 4, 0)
+        + struct.pack("<8Q", 0, used, 96, absent, 96, 96, absent, absent)
+        + body
+    )
+
+
+def facts(body: bytes, kind: AssetKind = AssetKind.ROOTFS) -> Facts:
+    """What is true of these bytes."""
+    return Facts(kind=kind, sha256=hashlib.sha256(body).hexdigest(), size_bytes=len(body))
+
+
+@dataclass(kw_only=True)
+class AssetWorld:
+    """All parts of assetmanagerd but its server."""
+
+    settings: AssetSettings
+    clock: FakeClock
+    database: Database
+    files: LocalBytes
+    registry: Registry
+    intake: Intake
+    leasing: Leasing
+
+    def stage(self, body: bytes, name: str = "staged") -> str:
+        """Put bytes where builderd would."""
+        (self.files.staging / name).write_bytes(body)
+        return name
+
+    async def asset(
+        self, body: bytes | None = None, who: Who = ACME, *, platform: bool = False
+    ) -> Asset:
+        """A validated asset."""
+        body = squashfs() if body is None else body
+        claim = replace(facts(body), platform=platform)
+        asset, _ = await self.intake.register(who, claim, self.stage(body), "")
+        return asset
+
+    def jail(self, name: str = "vm_1") -> Path:
+        """A VM's directory."""
+        path = self.settings.data_dir / "jails" / name / "root"
+        path.mkdir(parents=True)
+        return path
+
+
+@asynccontextmanager
+async def asset_world(data_dir: Path, **limits: int) -> AsyncGenerator[AssetWorld]:
+    """A fresh assetmanagerd below `data_dir`, or the one that was there before."""
+    settings = AssetSettings(data_dir=data_dir, min_free_bytes=0).model_copy(update=limits)
+    clock, entropy, locks = FakeClock(), SystemEntropy(), DigestLocks()
+    files = LocalBytes(settings.asset_dir, min_free_bytes=settings.min_free_bytes)
+    files.open()
+    database = Database(sqlite_url(data_dir / "assets.db"))
+    upgrade(database.engine, "ironworks.assetmanagerd.migrations")
+    registry = Registry(
+        database=database,
+        files=files,
+        locks=locks,
+        settings=settings,
+        clock=clock,
+        entropy=entropy,
+    )
+    intake = Intake(
+        database=database,
+        files=files,
+        locks=locks,
+        settings=settings,
+        clock=clock,
+        entropy=entropy,
+    )
+    leasing = Leasing(
+        database=database, files=files, settings=settings, clock=clock, entropy=entropy
+    )
+    try:
+        yield AssetWorld(
+            settings=settings,
+            clock=clock,
+            database=database,
+            files=files,
+            registry=registry,
+            intake=intake,
+            leasing=leasing,
+        )
+    finally:
+        database.close()
+
+
+async def chunked(*chunks: bytes) -> AsyncIterator[bytes]:
+    """A stream of bytes."""
+    for chunk in chunks:
+        yield chunk
