@@ -2,7 +2,7 @@
 
 `Driver` starts and adopts VMMs, `Handle` is one live VMM, `Evidence` is what the store keeps so
 that another metald can find it again. The split is Nomad's (driver / handle / state). One
-conformance suite, `tests/conformance/drivers`, holds every driver to the texts below.
+conformance suite, `tests/conformance/metald`, holds every driver to the texts below.
 
     probe ──► create ──► boot ──► wait_ready ──► … ──► shutdown ──► wait ──► destroy
                 │          └── pause ⇄ resume            │            ▲

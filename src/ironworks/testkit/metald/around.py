@@ -1,0 +1,200 @@
+"""What metald works with, in memory: assets, sampling, network, cgroups, faults."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ironworks.metald.assets.lessor import Leased, LeasedAsset
+from ironworks.metald.cgroup.groups import Group, GroupLimits
+from ironworks.metald.decide import ImageDefaults
+from ironworks.metald.drivers.driver import (
+    DriverError,
+)
+from ironworks.metald.network.naming import SlotNames, names_of
+from ironworks.metald.network.slots import SlotTakenError
+from ironworks.metald.sampling import VmSource
+from ironworks.metald.steps import Step
+from ironworks.model.errors import NotFound
+from ironworks.model.ids import derived_id
+from ironworks.testkit.metald.values import INITRD, KERNEL, ROOTFS
+
+
+class MemoryLessor:
+    """A `Lessor` whose assets are in memory; `held` is VM id → lease id."""
+
+    def __init__(self) -> None:
+        image = ImageDefaults(entrypoint=("/entry",), env=("A=1",))
+        self.assets = {
+            ROOTFS: LeasedAsset(
+                asset_id=ROOTFS,
+                kind="rootfs",
+                format="squashfs",
+                architecture="amd64",
+                size_bytes=4,
+                image=image,
+            ),
+            KERNEL: LeasedAsset(
+                asset_id=KERNEL, kind="kernel", format="elf", architecture="", size_bytes=4
+            ),
+            INITRD: LeasedAsset(
+                asset_id=INITRD, kind="initrd", format="", architecture="", size_bytes=4
+            ),
+        }
+        self.held: dict[str, str] = {}
+        self.lost: set[str] = set()
+        self.down: Exception | None = None
+        self._count = 0
+
+    def _check(self) -> None:
+        if self.down is not None:
+            raise self.down
+
+    async def acquire(self, tenant_id: str, vm_id: str, asset_ids: Sequence[str]) -> Leased:
+        """See `Lessor`."""
+        del tenant_id
+        self._check()
+        for asset_id in asset_ids:
+            if asset_id not in self.assets:
+                raise NotFound(f"Asset {asset_id} is not known here.")
+        self._count += 1
+        self.held[vm_id] = derived_id("lse", vm_id, str(self._count))
+        return Leased(
+            lease_id=self.held[vm_id],
+            assets=tuple(self.assets[asset_id] for asset_id in asset_ids),
+        )
+
+    async def prepare(
+        self, tenant_id: str, lease_id: str, directory: Path, names: Mapping[str, str]
+    ) -> None:
+        """See `Lessor`."""
+        del tenant_id
+        self._check()
+        if lease_id not in self.held.values():
+            raise NotFound(f"Lease {lease_id} is not known here.")
+        for name in names.values():
+            (directory / name).write_bytes(b"file")
+
+    async def renew(self, lease_ids: Sequence[str]) -> frozenset[str]:
+        """See `Lessor`."""
+        self._check()
+        return frozenset(self.lost.intersection(lease_ids))
+
+    async def release(self, tenant_id: str, vm_id: str) -> None:
+        """See `Lessor`."""
+        del tenant_id
+        self._check()
+        self.held.pop(vm_id, None)
+
+    async def register_platform(self, path: Path, kind: str, sha256: str) -> str:
+        """See `Lessor`."""
+        del path
+        self._check()
+        return derived_id("ast", kind, sha256)
+
+
+class MemorySampler:
+    """A `Sampler` that remembers; `events` tells in which order."""
+
+    def __init__(self) -> None:
+        self.attached: dict[str, VmSource] = {}
+        self.events: list[tuple[str, str]] = []
+
+    async def attach(self, vm: VmSource) -> None:
+        """See `Sampler`."""
+        self.attached[vm.vm_id] = vm
+        self.events.append(("attach", vm.vm_id))
+
+    async def detach(self, vm_id: str) -> None:
+        """See `Sampler`."""
+        if self.attached.pop(vm_id, None) is not None:
+            self.events.append(("detach", vm_id))
+
+
+class MemoryNetwork:
+    """A `Network` of names; slots in `foreign` belong to another platform."""
+
+    def __init__(self, tag: str) -> None:
+        self._tag = tag
+        self.made: set[int] = set()
+        self.foreign: set[int] = set()
+
+    def names(self, slot: int) -> SlotNames:
+        """See `Network`."""
+        return names_of(self._tag, slot)
+
+    async def create(self, slot: int, owner_uid: int) -> SlotNames:
+        """See `Network`."""
+        del owner_uid
+        if slot in self.foreign or slot in self.made:
+            raise SlotTakenError(str(slot))
+        self.made.add(slot)
+        return self.names(slot)
+
+    async def remove(self, slot: int) -> None:
+        """See `Network`."""
+        self.made.discard(slot)
+
+    async def present(self) -> frozenset[int]:
+        """See `Network`."""
+        return frozenset(self.made)
+
+    async def drift(self, slot: int) -> tuple[str, ...]:
+        """See `Network`."""
+        return () if slot in self.made else ("Its network is gone.",)
+
+
+class MemoryGroups:
+    """A `Groups` of names."""
+
+    def __init__(self) -> None:
+        self.made: dict[str, GroupLimits] = {}
+        self.kills: defaultdict[str, int] = defaultdict(int)
+
+    def group(self, vm_id: str) -> Group:
+        """See `Groups`."""
+        directory = Path("/nowhere") / vm_id
+        return Group(
+            directories=(directory,),
+            cpu_file=directory / "cpu",
+            memory_file=directory / "memory",
+            oom_file=directory / "oom",
+        )
+
+    async def create(self, vm_id: str, limits: GroupLimits) -> Group:
+        """See `Groups`."""
+        self.made[vm_id] = limits
+        return self.group(vm_id)
+
+    async def remove(self, vm_id: str) -> None:
+        """See `Groups`."""
+        self.made.pop(vm_id, None)
+
+    async def present(self) -> frozenset[str]:
+        """See `Groups`."""
+        return frozenset(self.made)
+
+    def missing(self, vm_id: str) -> tuple[str, ...]:
+        """See `Groups`."""
+        return () if vm_id in self.made else ("Its cgroup is gone.",)
+
+    def oom_kills(self, vm_id: str) -> int:
+        """See `Groups`."""
+        return self.kills[vm_id]
+
+
+class FailAt:
+    """`Steps` that raise at one step, once or always."""
+
+    def __init__(self) -> None:
+        self.step: Step | None = None
+        self.error: Exception = DriverError(Step.VMM_SPAWN, "It was made to fail.")
+        self.seen: list[Step] = []
+
+    async def reach(self, step: Step, vm_id: str) -> None:
+        """See `Steps`."""
+        del vm_id
+        self.seen.append(step)
+        if step is self.step:
+            raise self.error
