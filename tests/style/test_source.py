@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,7 @@ MACHINE_PATHS = re.compile("/wor" + "k/|/ho" + "me/[a-z]|/roo" + "t/|/Use" + "rs
 BY_HAND = re.compile("(?i)co-autho" + "red-by|signed-of" + "f-by|@autho" + "r")
 
 
+@cache
 def committed() -> list[Path]:
     listed = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, timeout=60
@@ -55,17 +57,20 @@ def written() -> list[Path]:
     ]
 
 
-def texts() -> Iterator[tuple[str, str]]:
+@cache
+def texts() -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
     for path in committed():
         try:
-            yield str(path.relative_to(ROOT)), path.read_text()
+            found.append((str(path.relative_to(ROOT)), path.read_text()))
         except UnicodeDecodeError:
             continue
+    return found
 
 
-def trees() -> Iterator[tuple[str, ast.Module]]:
-    for path in written():
-        yield str(path.relative_to(ROOT)), ast.parse(path.read_text())
+@cache
+def trees() -> list[tuple[str, ast.Module]]:
+    return [(str(path.relative_to(ROOT)), ast.parse(path.read_text())) for path in written()]
 
 
 def test_files_are_short() -> None:
