@@ -25,9 +25,12 @@ from ironworks.cli.main import (
     EXIT_USAGE,
     make_app,
 )
+from ironworks.machine.platform import AlreadyRuns
+from ironworks.machine.ports import PortTaken
+from ironworks.machine.preflight import MissingProgram, NoGuest, NoSpace
 from ironworks.model.errors import all_errors
 from ironworks.runtime.access import ACCESS
-from ironworks.runtime.settings import Settings
+from ironworks.runtime.settings import BadSettings, Settings
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "docs" / "reference"
@@ -111,6 +114,10 @@ def settings_page() -> str:
 # --- exit statuses ----------------------------------------------------------------------------
 
 
+ON_THIS_MACHINE = (BadSettings, MissingProgram, NoSpace, PortTaken, AlreadyRuns, NoGuest)
+"""What keeps `iron up` from starting; each has a status of its own."""
+
+
 def exit_statuses_page() -> str:
     """`exit-statuses.md`."""
     rows = {
@@ -119,7 +126,7 @@ def exit_statuses_page() -> str:
         EXIT_INTERRUPTED: ("", "Interrupted, for example by Ctrl-C."),
         EXIT_BROKEN_PIPE: ("", "The reader of its output went away."),
     }
-    for kind in all_errors():
+    for kind in (*all_errors(), *ON_THIS_MACHINE):
         rows[kind.exit_status] = (kind.code, (kind.__doc__ or "").strip().splitlines()[0])
     rows[EXIT_INTERNAL] = ("internal", "A fault of ours, in a service or in `iron` itself.")
     table = "".join(

@@ -82,7 +82,7 @@ def parse_image(text: str) -> ImageReference:
     elif kind:
         raise InvalidRequest(f"Images are not taken from {kind}:", hint=f"Give {_KNOWN}.")
     if not _REGISTRY.fullmatch(rest) or "//" in rest:
-        raise InvalidRequest(f"{text!r} is not an image reference.", hint=f"Give {_KNOWN}.")
+        raise InvalidRequest(f"{text[:80]!r} is not an image reference.", hint=f"Give {_KNOWN}.")
     return ImageReference(transport=Transport.REGISTRY, location=rest)
 
 

@@ -72,12 +72,18 @@ def read_platform_file(data_dir: Path) -> PlatformFile:
         ) from None
 
 
+class AlreadyRuns(FailedPrecondition):
+    """Another `iron up` holds the data directory."""
+
+    exit_status = 83
+
+
 @contextmanager
 def data_dir_lock(data_dir: Path) -> Generator[None]:
     """Hold the data directory; the kernel lets go of it when we die, however we die.
 
     Raises:
-        FailedPrecondition: another `iron up` holds it.
+        AlreadyRuns: another `iron up` holds it.
     """
     path = data_dir / "run" / "lock"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +91,7 @@ def data_dir_lock(data_dir: Path) -> Generator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise FailedPrecondition(
+            raise AlreadyRuns(
                 f"A platform already runs over {data_dir}.",
                 hint="Use it, stop it with `iron down`, or give another --data-dir.",
             ) from None

@@ -18,6 +18,12 @@ DEFAULT_PORTS: Mapping[str, int] = {
 }
 
 
+class PortTaken(FailedPrecondition):
+    """Somebody else listens on a port that the operator set."""
+
+    exit_status = 82
+
+
 def is_free(host: str, port: int) -> bool:
     """Whether nobody listens on `host:port` now."""
     with socket.socket() as probe:
@@ -52,14 +58,14 @@ def choose(
         other: Answers another free port.
 
     Raises:
-        FailedPrecondition: a port that the operator set is taken; names it.
+        PortTaken: a port that the operator set is taken; names it.
     """
     chosen: dict[str, int] = {}
     for name, default in DEFAULT_PORTS.items():
         port = wanted.get(name, default)
         if not free(host, port):
             if name in wanted:
-                raise FailedPrecondition(
+                raise PortTaken(
                     f"Port {port}, set for {name}, is taken on {host}.",
                     hint="Stop what listens there, or set another port.",
                 )

@@ -23,6 +23,24 @@ MIN_FREE_BYTES = 2 * GIB
 """A data directory with less free space is refused: the first build would fill the disk."""
 
 
+class MissingProgram(FailedPrecondition):
+    """A program that the platform runs is not installed."""
+
+    exit_status = 80
+
+
+class NoSpace(FailedPrecondition):
+    """The data directory cannot be used: full, read-only, not a directory."""
+
+    exit_status = 81
+
+
+class NoGuest(FailedPrecondition):
+    """No guest kernel has been built."""
+
+    exit_status = 84
+
+
 def check_root() -> None:
     """Raise PermissionDenied unless we are root."""
     if os.geteuid() != 0:
@@ -33,27 +51,27 @@ def check_root() -> None:
 
 
 def check_programs() -> None:
-    """Raise FailedPrecondition if a program is not installed."""
+    """Raise MissingProgram if a program is not installed."""
     missing = {name: package for name, package in PROGRAMS.items() if shutil.which(name) is None}
     if missing:
-        raise FailedPrecondition(
+        raise MissingProgram(
             f"Not installed: {', '.join(sorted(missing))}.",
             hint=f"Run `./iron setup`, or apt-get install {' '.join(sorted(missing.values()))}.",
         )
 
 
 def check_disk(data_dir: Path, min_free_bytes: int = MIN_FREE_BYTES) -> None:
-    """Raise FailedPrecondition if the file system of `data_dir` is nearly full or read-only."""
+    """Raise NoSpace if the file system of `data_dir` is nearly full or read-only."""
     try:
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o711)
         free_bytes = shutil.disk_usage(data_dir).free
     except OSError as error:
-        raise FailedPrecondition(
+        raise NoSpace(
             f"The data directory {data_dir} cannot be used: {error.strerror}.",
             hint="Give another with --data-dir.",
         ) from None
     if free_bytes < min_free_bytes:
-        raise FailedPrecondition(
+        raise NoSpace(
             f"{data_dir} has {format_bytes(free_bytes)} free; the platform needs "
             f"{format_bytes(min_free_bytes)}.",
             hint="Free some space, or give another place with --data-dir.",
@@ -61,9 +79,9 @@ def check_disk(data_dir: Path, min_free_bytes: int = MIN_FREE_BYTES) -> None:
 
 
 def check_guest(guest_dir: Path) -> None:
-    """Raise FailedPrecondition if no guest kernel and initrd have been built."""
+    """Raise NoGuest if no guest kernel and initrd have been built."""
     if not any(guest_dir.glob("*/manifest.json")):
-        raise FailedPrecondition(
+        raise NoGuest(
             f"There is no guest kernel in {guest_dir}.",
             hint="Run `./iron setup`, which builds it.",
         )

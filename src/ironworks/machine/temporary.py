@@ -20,13 +20,14 @@ from typing import cast
 
 from ironworks.machine.platform import PlatformFile, read_platform_file
 from ironworks.machine.purge import purge
-from ironworks.model.errors import DeadlineExceeded, IronError, NotFound, Unavailable, all_errors
+from ironworks.model.errors import DeadlineExceeded, FailedPrecondition, NotFound
 
 PARENT = Path("/var/tmp")  # noqa: S108 - directories in it are made by mkdtemp, mode 0700
 PREFIX = "ironworks-"
 OWNER_FILE = "owner.json"
 START_SECONDS = 120
 STOP_SECONDS = 30
+_LOG = "supervisor.log"
 _POLL_SECONDS = 0.05
 
 
@@ -76,18 +77,23 @@ async def _until_ready(process: asyncio.subprocess.Process, data_dir: Path) -> P
         with contextlib.suppress(NotFound):
             return read_platform_file(data_dir)
         if process.returncode is not None:
-            raise await _why_it_ended(process)
+            raise _why_it_ended(process, data_dir / _LOG)
         await asyncio.sleep(_POLL_SECONDS)
     raise DeadlineExceeded(f"The platform was not ready within {START_SECONDS} seconds.")
 
 
-async def _why_it_ended(process: asyncio.subprocess.Process) -> IronError:
-    said = b"" if process.stderr is None else await process.stderr.read()
-    lines = [line for line in said.decode(errors="replace").splitlines() if line.strip()]
-    kinds = {kind.exit_status: kind for kind in all_errors()}
-    kind = kinds.get(process.returncode or 0, Unavailable)
+class StartFailed(FailedPrecondition):
+    """`iron up` ended before the platform was ready; says what it said, with its exit status."""
+
+    def __init__(self, sentence: str, exit_status: int) -> None:
+        super().__init__(sentence)
+        self.exit_status = exit_status
+
+
+def _why_it_ended(process: asyncio.subprocess.Process, log: Path) -> StartFailed:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     sentence = lines[-1].removeprefix("iron: ") if lines else "The platform ended while starting."
-    return kind(sentence)
+    return StartFailed(sentence, process.returncode or FailedPrecondition.exit_status)
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:
@@ -125,7 +131,7 @@ async def started(
         str(data_dir),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
-        stderr=(data_dir / "supervisor.log").open("wb"),
+        stderr=(data_dir / _LOG).open("wb"),
         env={**os.environ, **(env or {}), "IRONWORKS_DATA_DIR": str(data_dir)},
         start_new_session=True,
     )

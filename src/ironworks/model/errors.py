@@ -33,7 +33,7 @@ class IronError(Exception):
     """
 
     code: ClassVar[str] = "internal"
-    exit_status: ClassVar[int] = 70
+    exit_status: int = 70
     """Exit status of a command that ends with this error; see `docs/reference/exit-statuses.md`."""
     retryable: ClassVar[bool] = False
     """Whether the very same request may succeed when it is repeated later."""

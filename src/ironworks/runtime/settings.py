@@ -87,6 +87,12 @@ class Settings(BaseSettings):
         return url
 
 
+class BadSettings(InvalidRequest):
+    """A setting is not valid, or the file of settings cannot be read."""
+
+    exit_status = 78
+
+
 _S = TypeVar("_S", bound=Settings)
 
 
@@ -94,7 +100,7 @@ def load(kind: type[_S]) -> _S:
     """The settings of this process.
 
     Raises:
-        InvalidRequest: the file is not TOML, or a value is out of its bounds; says which.
+        BadSettings: the file is not TOML, or a value is out of its bounds; says which.
     """
     try:
         return kind()
@@ -103,12 +109,12 @@ def load(kind: type[_S]) -> _S:
             f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
             for item in error.errors(include_url=False)
         )
-        raise InvalidRequest(
+        raise BadSettings(
             f"The settings are not valid: {wrong}.",
             hint=f"Correct IRONWORKS_… or {SETTINGS_FILE} in the data directory.",
         ) from None
     except (ValueError, OSError) as error:
-        raise InvalidRequest(
+        raise BadSettings(
             f"{SETTINGS_FILE} in the data directory cannot be read: {error}.",
             hint="Correct or remove the file.",
         ) from None

@@ -17,7 +17,7 @@ from ironworks.runtime.identity import ensure_service_keys
 from ironworks.runtime.process import run
 from ironworks.runtime.reconcile import Reconciler, Report
 from ironworks.runtime.service import Chassis, Parts, make_chassis, run_service
-from ironworks.runtime.settings import Settings
+from ironworks.runtime.settings import BadSettings, Settings
 
 
 @pytest.fixture(params=[False, True], ids=["alone", "shared"])
@@ -74,7 +74,7 @@ async def test_a_service_without_its_key_says_so_in_one_sentence_and_its_own_sta
 async def test_corrupt_settings_are_one_sentence_too(tmp_path: Path) -> None:
     (tmp_path / "ironworks.toml").write_text("max_body_bytes = 1\n")
     status, lines = await started(tmp_path)
-    assert status == InvalidRequest.exit_status
+    assert status == BadSettings.exit_status
     assert "max_body_bytes" in lines[-1]
     assert not [line for line in lines if "Traceback" in line]
 

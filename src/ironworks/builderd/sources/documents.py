@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 from ironworks.builderd.types import Descriptor, ImageConfig, Manifest
-from ironworks.model.errors import FailedPrecondition, InvalidRequest
+from ironworks.model.errors import FailedPrecondition, InvalidRequest, Unimplemented
 
 MAX_DOCUMENT_BYTES = 4 * 1024 * 1024
 _MAX_MANIFESTS = 1000
@@ -141,7 +141,7 @@ def choose_platform(index: bytes) -> Descriptor:
     """The image of an index that runs on this machine.
 
     Raises:
-        FailedPrecondition: there is none; says for what there are.
+        Unimplemented: there is none; says for what there are.
     """
     entries = _objects(_object(index, "index").get("manifests"), "manifests", _MAX_MANIFESTS)
     offered: list[str] = []
@@ -156,8 +156,8 @@ def choose_platform(index: bytes) -> Descriptor:
     raise _wrong_platform(", ".join(sorted(set(offered))) or "no platform")
 
 
-def _wrong_platform(offered: str) -> FailedPrecondition:
-    return FailedPrecondition(
+def _wrong_platform(offered: str) -> Unimplemented:
+    return Unimplemented(
         f"The image is for {offered}, and this platform runs linux/{host_architecture()}.",
         hint=f"Build the image for linux/{host_architecture()}.",
     )
@@ -192,8 +192,9 @@ def read_config(data: bytes, layer_count: int) -> tuple[ImageConfig, tuple[str, 
     """How to run an image, and the digests of the tars in its layers.
 
     Raises:
-        FailedPrecondition: it is for another platform.
-        InvalidRequest: it is damaged, or does not say what to run.
+        Unimplemented: it is for another platform.
+        FailedPrecondition: it does not say what to run.
+        InvalidRequest: it is damaged.
     """
     document = _object(data, "configuration")
     system, architecture = _text(document.get("os")), _text(document.get("architecture"))
@@ -208,7 +209,7 @@ def read_config(data: bytes, layer_count: int) -> tuple[ImageConfig, tuple[str, 
     value: object = document.get("config")
     config = _image_config(cast("dict[str, object]", value) if isinstance(value, dict) else {})
     if not config.entrypoint and not config.cmd:
-        raise InvalidRequest(
+        raise FailedPrecondition(
             "The image has neither an entrypoint nor a cmd: there is nothing to run in it.",
             hint="Set ENTRYPOINT or CMD when building the image.",
         )
