@@ -19,7 +19,7 @@ from ironworks.runtime.identity import SERVICES
 
 HERE = Path(__file__).parent
 PACKAGES = HERE.parents[1] / "src/ironworks"
-MOST_UNIMPLEMENTED = 135
+MOST_UNIMPLEMENTED = 58
 
 
 def modules(package: str) -> Iterator[str]:
