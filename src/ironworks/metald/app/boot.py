@@ -32,6 +32,7 @@ from ironworks.model.errors import (
 from ironworks.runtime.tasks import Tasks
 
 MAX_BOOT_SECONDS = 600.0
+FIRST_WAIT_SECONDS = 0.01
 
 
 class _InterruptedError(Exception):
@@ -185,12 +186,15 @@ async def _port_open(context: Context, vm: Vm, readiness: Readiness) -> None:
     if vm.slot is None:
         raise Internal(f"VM {vm.vm_id} has no network slot.")
     address = str(context.network.names(vm.slot).address)
+    # Most servers listen within milliseconds of their start: asked often at first.
+    wait_seconds = min(FIRST_WAIT_SECONDS, readiness.period_seconds)
     while True:
         try:
             async with asyncio.timeout(readiness.timeout_seconds):
                 _, writer = await asyncio.open_connection(address, readiness.tcp_port)
         except (OSError, TimeoutError):
-            await context.clock.sleep(readiness.period_seconds)
+            await context.clock.sleep(wait_seconds)
+            wait_seconds = min(2 * wait_seconds, readiness.period_seconds)
             continue
         writer.close()
         with contextlib.suppress(OSError):
