@@ -222,6 +222,9 @@ def compile_listener(edge: Edge, rds: dict[str, Any]) -> dict[str, Any]:
         "@type": "type.googleapis.com/envoy.config.listener.v3.Listener",
         "name": "edge",
         "address": {"socket_address": {"address": edge.host, "port_value": edge.port}},
+        # By default two Envoys can share a port, and each gets some of the other's connections: a
+        # second platform on this machine must fail to bind, not answer for the first.
+        "enable_reuse_port": False,
         "per_connection_buffer_limit_bytes": 1024 * 1024,
         "filter_chains": [
             {
