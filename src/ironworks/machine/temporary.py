@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import cast
+from typing import BinaryIO, cast
 
 from ironworks.machine.platform import PlatformFile, read_platform_file
 from ironworks.machine.purge import purge
@@ -118,7 +118,18 @@ async def started(
     Raises:
         IronError: it did not start; with the sentence that it said itself.
     """
-    process = await asyncio.create_subprocess_exec(
+    with (data_dir / _LOG).open("wb") as log:
+        process = await _spawn(data_dir, env, log)
+    try:
+        yield await _until_ready(process, data_dir)
+    finally:
+        await asyncio.shield(_stop(process))
+
+
+async def _spawn(
+    data_dir: Path, env: Mapping[str, str] | None, log: BinaryIO
+) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
         "setpriv",
         "--pdeathsig",
         "TERM",
@@ -131,14 +142,10 @@ async def started(
         str(data_dir),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
-        stderr=(data_dir / _LOG).open("wb"),
+        stderr=log,
         env={**os.environ, **(env or {}), "IRONWORKS_DATA_DIR": str(data_dir)},
         start_new_session=True,
     )
-    try:
-        yield await _until_ready(process, data_dir)
-    finally:
-        await asyncio.shield(_stop(process))
 
 
 @asynccontextmanager
