@@ -173,8 +173,9 @@ async def run(settings: Settings, *, on_ready: Callable[[PlatformFile], None]) -
         IronError: it cannot start; nothing runs then.
     """
     preflight.check_all(settings.data_dir, settings.guest_dir)
-    with data_dir_lock(settings.data_dir):
-        chosen = ports.choose(settings.listen_host, wanted_ports(settings))
+    with data_dir_lock(settings.data_dir), ports.Reservations() as reservations:
+        wanted = wanted_ports(settings)
+        chosen = ports.choose(settings.listen_host, wanted, take=reservations.take)
         ensure_service_keys(settings.data_dir)
         env = environment(settings, chosen)
         stop = asyncio.Event()
