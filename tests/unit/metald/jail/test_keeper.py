@@ -108,9 +108,9 @@ async def test_a_keeper_is_unprivileged_is_found_and_takes_its_program_along(
     keeper = await build_keeper(DEFAULT_DIR)
     argv = keeper_argv(keeper, kept, ["/bin/sh", "-c", "echo up; sleep 1000"])
     pid = spawn_keeper(argv, errors_path=kept.errors_path, descriptors={})
+    await asyncio.to_thread(wait_up, kept.console_path)
     assert find_keepers(kept.console_path) == [pid]
     assert find_keepers(tmp_path / "other.log") == []
-    await asyncio.to_thread(wait_up, kept.console_path)
     status = Path(f"/proc/{pid}/status").read_text()
     assert f"Uid:\t{UID}\t{UID}\t{UID}\t{UID}" in status
     assert "CapEff:\t0000000000000000" in status

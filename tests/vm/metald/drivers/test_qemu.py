@@ -228,6 +228,23 @@ async def test_killing_leaves_no_process(driver: QemuDriver, room: Room) -> None
     await handle.close()
 
 
+@pytest.mark.parametrize("watched", [True, False])
+async def test_a_vm_that_lost_its_keeper_is_ended(
+    driver: QemuDriver, room: Room, *, watched: bool
+) -> None:
+    handle = await driver.create(room.spec(GuestConfig(hostname="h", argv=("sh",))))
+    if not watched:
+        await handle.close()
+    os.kill(int(handle.evidence.details["keeper_pid"]), signal.SIGKILL)
+    if watched:
+        assert (await handle.wait()).kind is ExitKind.CRASHED
+        await handle.close()
+    else:
+        await until(lambda: len(room.processes()) == 2)
+        assert await driver.adopt(handle.evidence) is None
+    await until(lambda: room.processes() == [])
+
+
 class Raises:
     """Fails one step."""
 

@@ -159,7 +159,7 @@ class QemuDriver:
                 files.make_kvm_node(spec.uid)
             step = Step.VMM_CONFIGURE
             await self._steps.reach(step, spec.vm_id)
-            await asyncio.to_thread(files.write_config, spec)
+            files.write_config(spec)
             step = Step.VMM_SPAWN
             await self._steps.reach(step, spec.vm_id)
             spawned = _spawn(spec, files, keeper, finding)
@@ -189,9 +189,12 @@ class QemuDriver:
     async def adopt(self, evidence: Evidence) -> QemuHandle | None:
         """See `Driver`."""
         keeper = _adopt_keeper(evidence)
-        if keeper is None or not is_alive(evidence):
-            if keeper is not None:
-                keeper.close()
+        if keeper is None:
+            # Its console goes nowhere and its end would be seen by nobody: such a VM is no more.
+            await end_vmm(evidence, None)
+            return None
+        if not is_alive(evidence):
+            keeper.close()
             return None
         try:
             monitor = await _open_monitor(VmFiles(evidence.jail_dir), keeper)
@@ -228,10 +231,11 @@ class QemuDriver:
     async def destroy(self, jail_dir: Path, evidence: Evidence | None) -> None:
         """See `Driver`."""
         files = VmFiles(jail_dir)
-        keeper = None if evidence is None else _adopt_keeper(evidence)
-        if evidence is not None and keeper is not None:
+        if evidence is not None:
+            keeper = _adopt_keeper(evidence)
             await end_vmm(evidence, keeper)
-            keeper.close()
+            if keeper is not None:
+                keeper.close()
         for pid in await asyncio.to_thread(find_keepers, files.console):
             await kill_group(pid)
         await asyncio.to_thread(files.remove)

@@ -13,7 +13,7 @@ from ironworks.metald.drivers.driver import (
     ExitReport,
     GuestEndedError,
 )
-from ironworks.metald.drivers.processes import VmmProcess, tail
+from ironworks.metald.drivers.processes import VmmProcess, boot_id, tail
 from ironworks.metald.drivers.qemu.files import VmFiles
 from ironworks.metald.drivers.qemu.qmp import Monitor, MonitorError
 from ironworks.metald.drivers.qemu.report import (
@@ -74,7 +74,7 @@ class QemuHandle:
         await self._steps.reach(Step.GUEST_READY, self._evidence.vm_id)
         async with Tasks() as tasks:
             ready = tasks.start(self._control.ready.wait(), name="guest ready")
-            ended = tasks.start(self._keeper.wait(), name="vmm end")
+            ended = tasks.start(self._ended(), name="vmm end")
             await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
             if not ready.done():
                 raise GuestEndedError(self._report())
@@ -110,7 +110,7 @@ class QemuHandle:
 
     async def wait(self) -> ExitReport:
         """See `Handle`."""
-        await self._keeper.wait()
+        await self._ended()
         return self._report()
 
     async def block_counters(self) -> BlockCounters:
@@ -127,6 +127,11 @@ class QemuHandle:
         self._control.close()
         self._keeper.close()
         await self._monitor.close()
+
+    async def _ended(self) -> None:
+        """Wait until nothing of the VM runs: one that lost its keeper is ended here."""
+        await self._keeper.wait()
+        await end_vmm(self._evidence, None)
 
     async def _command(self, step: Step, command: str, sentence: str) -> None:
         try:
@@ -151,18 +156,22 @@ class QemuHandle:
         )
 
 
-async def end_vmm(evidence: Evidence, keeper: VmmProcess) -> None:
+async def end_vmm(evidence: Evidence, keeper: VmmProcess | None) -> None:
     """Kill QEMU, let its keeper read the last of its output, and wait until both are gone."""
-    vmm = VmmProcess.adopt(evidence.pid, evidence.pid_start_ticks)
-    try:
-        if vmm is not None:
+    vmm = None
+    if evidence.boot_id == boot_id():
+        vmm = VmmProcess.adopt(evidence.pid, evidence.pid_start_ticks)
+    if vmm is not None:
+        try:
             await vmm.kill()
+        finally:
+            vmm.close()
+    if keeper is None:
+        return
+    try:
         async with asyncio.timeout(END_SECONDS):
             await keeper.wait()
     except TimeoutError:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(keeper.pid, signal.SIGKILL)
         await keeper.wait()
-    finally:
-        if vmm is not None:
-            vmm.close()
