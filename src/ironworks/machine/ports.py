@@ -32,8 +32,8 @@ class Reservations:
     """Ports that this process has set aside for its children, until it closes them or dies.
 
     A port is nobody's between the moment it is chosen and the moment a child listens on it. An
-    abstract unix socket named after it, which lives in the same network namespace as the port, tells
-    another platform that starts at the same time to choose another one.
+    abstract unix socket named after it, which lives in the same network namespace as the port,
+    tells another platform that starts at the same time to choose another one.
     """
 
     def __init__(self) -> None:

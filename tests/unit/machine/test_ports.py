@@ -51,7 +51,7 @@ def test_a_port_that_was_set_is_given_to_nobody_else() -> None:
 
 def test_it_ends_when_nothing_is_free() -> None:
     with pytest.raises(PortTaken, match="No free port"):
-        choose("h", {}, take=lambda _host, _port: False)
+        choose("h", {}, take=lambda _host, _port: False, other=lambda _host: 40000)
 
 
 @given(st.sets(st.sampled_from(sorted(DEFAULT_PORTS.values()))))
