@@ -15,6 +15,7 @@ from importlib import resources
 from sqlalchemy import Engine, inspect, text
 
 from ironworks.model.errors import FailedPrecondition, Internal
+from ironworks.storage.sql import mapped
 
 URL_VARIABLE = "IRONWORKS_MIGRATE_URL"
 """How the process gets the URL: its password must not stand in a list of processes."""
@@ -45,10 +46,12 @@ def ensure_current(engine: Engine, package: str) -> None:
         package: For example `ironworks.metald.migrations`.
 
     Raises:
-        FailedPrecondition: the database was made by a newer Ironworks.
+        FailedPrecondition: the database was made by a newer Ironworks, or its disk is full.
+        DataLoss: the database is damaged.
+        Unavailable: the database is not reachable.
         Internal: a migration failed; nothing was changed. The context has what it said.
     """
-    if current_revision(engine) == newest_revision(package):
+    if mapped(lambda: current_revision(engine)) == newest_revision(package):
         return
     url = engine.url.render_as_string(hide_password=False)
     done = subprocess.run(

@@ -91,7 +91,12 @@ def make_engine(url: str) -> Engine:
     return engine
 
 
-def _mapped(work: Callable[[], _T]) -> _T:
+def mapped(work: Callable[[], _T]) -> _T:
+    """Do `work`; what the database refuses becomes an error of ours.
+
+    Raises:
+        IronError: as `Database.write` says.
+    """
     try:
         return work()
     except DBAPIError as error:
@@ -148,7 +153,7 @@ class Database:
                 return statement(connection)
 
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._readers, _mapped, work)
+        return await loop.run_in_executor(self._readers, mapped, work)
 
     async def write(self, statement: Callable[[Connection], _T]) -> _T:
         """Run `statement` in a writing transaction; durable when this returns.
@@ -166,7 +171,7 @@ class Database:
                 return statement(connection)
 
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._writer, _mapped, work)
+        return await loop.run_in_executor(self._writer, mapped, work)
 
     def close(self) -> None:
         """Wait for running statements and close the connections."""
