@@ -49,7 +49,7 @@ def test_a_list_without_items_and_one_with_more_say_so(
 ) -> None:
     out = Output(json=False)
     out.listing("api_keys", Page[tenants_pb.Tenant](()), ("A",), lambda one: (one.name,))
-    assert capsys.readouterr().err == "No api keys.\n"
+    assert capsys.readouterr().err == "No API keys.\n"
     out.listing("tenants", Page((TENANT,), "more"), ("A",), lambda one: (one.name,))
     assert "there are more" in capsys.readouterr().err
 
