@@ -15,6 +15,8 @@ from typing import Protocol
 
 from ironworks.model.errors import FailedPrecondition, Internal
 
+ROOTFS_NAME = "rootfs"
+"""Name of the root file system in a jail."""
 _CHUNK_BYTES = 1024 * 1024
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any
 
 from ironworks.metald import decide
@@ -17,6 +18,7 @@ from ironworks.metald.drivers.driver import (
     Handle,
 )
 from ironworks.metald.drivers.processes import tail
+from ironworks.metald.jail_directories import ROOTFS_NAME
 from ironworks.metald.network import naming
 from ironworks.metald.sampling import BlockCounters, CgroupFiles, VmSource
 from ironworks.metald.steps import Step
@@ -174,12 +176,21 @@ async def attach_metering(context: Context, vm: Vm, handle: Handle) -> None:
             boot_epoch=vm.boot_epoch,
             vcpus=vm.spec.vcpus,
             memory_bytes=vm.spec.memory_bytes,
+            disk_bytes=await asyncio.to_thread(_disk_bytes, handle.evidence.jail_dir),
             cgroup=CgroupFiles(cpu=str(group.cpu_file), memory=str(group.memory_file)),
             netns=context.network.names(vm.slot).netns,
             tap=naming.TAP,
             read_blocks=read_blocks if capabilities.block_counters else None,
         )
     )
+
+
+def _disk_bytes(jail_dir: Path) -> int:
+    """Size of the VM's disks; the root is the only one yet."""
+    try:
+        return (jail_dir / ROOTFS_NAME).stat().st_size
+    except OSError:
+        return 0
 
 
 async def _port_open(context: Context, vm: Vm, readiness: Readiness) -> None:

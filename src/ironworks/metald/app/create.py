@@ -12,6 +12,7 @@ from ironworks.metald.app.watch import start_watch
 from ironworks.metald.assets.lessor import Leased, LeasedAsset
 from ironworks.metald.cgroup.groups import GroupLimits
 from ironworks.metald.drivers.driver import DriverError, GuestConfig, VmmSpec
+from ironworks.metald.jail_directories import ROOTFS_NAME
 from ironworks.metald.network import naming
 from ironworks.metald.network.naming import USABLE_SLOTS, first_slot
 from ironworks.metald.network.slots import SlotTakenError
@@ -30,7 +31,7 @@ from ironworks.model.ids import check_id, new_id
 from ironworks.storage import idempotency
 
 SLOT_TRIES = 16
-_FILE_NAMES = {"kernel": "kernel", "initrd": "initrd", "rootfs": "rootfs"}
+_FILE_NAMES = {"kernel": "kernel", "initrd": "initrd", "rootfs": ROOTFS_NAME}
 _ROOTFS_FORMATS = frozenset({"squashfs", "ext4"})
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
@@ -280,7 +281,7 @@ async def _room(
         memory_bytes=vm.spec.memory_bytes,
         kernel_path=jail / _FILE_NAMES["kernel"],
         initrd_path=jail / _FILE_NAMES["initrd"] if "initrd" in files else None,
-        rootfs_path=jail / _FILE_NAMES["rootfs"],
+        rootfs_path=jail / ROOTFS_NAME,
         rootfs_format=files["rootfs"].format,
         guest=guest,
         jail_dir=jail,

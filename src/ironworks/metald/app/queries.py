@@ -95,11 +95,18 @@ async def stream_console(
     at = start.offset
     if start.tail_lines is not None:
         at = await asyncio.to_thread(_tail_offset, path, start.tail_lines)
+    cut_bytes = 0
     while True:
         # Asked before reading: what was written before the end is then read after it.
         over = (await context.read(vm.vm_id)).state in _OVER
-        while chunk := await asyncio.to_thread(_read, _console(context, vm) or path, at):
-            yield at, chunk
+        now_path = _console(context, vm) or path
+        size_bytes = await asyncio.to_thread(_size, now_path)
+        if size_bytes < at and at > start.offset:
+            # A flood: the driver has dropped the older half, most of which was sent already.
+            cut_bytes += at - size_bytes
+            at = size_bytes
+        while chunk := await asyncio.to_thread(_read, now_path, at):
+            yield at + cut_bytes, chunk
             at += len(chunk)
         if over or not follow:
             return
@@ -131,6 +138,13 @@ def _read(path: Path, offset: int) -> bytes:
         return os.pread(descriptor, CONSOLE_CHUNK_BYTES, offset)
     finally:
         os.close(descriptor)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.lstat().st_size
+    except OSError:
+        return 0
 
 
 def _tail_offset(path: Path, lines: int) -> int:

@@ -61,6 +61,7 @@ async def test_a_vm_is_metered_before_it_runs_and_until_its_vmm_has_ended(w: Wor
     assert (vm.state, vm.ready) == (S.RUNNING, True)
     source = w.sampler.attached[vm.vm_id]
     assert (source.tenant_id, source.boot_epoch, source.tap) == (TENANT, 1, "iwtap0")
+    assert source.disk_bytes == len(b"file")
     assert source.read_blocks is not None
     assert (await source.read_blocks()).write_bytes == 2
     stopped = await stop.shutdown_vm(w.context, vm, ASK)
@@ -278,6 +279,23 @@ async def test_the_console_outlives_the_vm_until_it_is_deleted(w: World) -> None
     await stop.delete_vm(w.context, await w.context.read(vm.vm_id), force=False)
     with pytest.raises(FailedPrecondition, match="no console"):
         await read(queries.ConsoleStart())
+
+
+async def test_a_console_that_is_cut_is_followed_on(w: World) -> None:
+    vm = await booted(w)
+    console = w.context.handles[vm.vm_id].console_path
+    console.write_bytes(b"a" * 100)
+    pieces = queries.stream_console(w.context, vm, queries.ConsoleStart(), follow=True)
+    assert await anext(pieces) == (0, b"a" * 100)
+    console.write_bytes(b"a" * 50)
+    following = asyncio.ensure_future(anext(pieces))  # noqa: TID251 - a caller's own task
+    await asyncio.sleep(0.3)
+    with console.open("ab") as file:
+        file.write(b"new")
+    assert await following == (100, b"new")
+    await stop.shutdown_vm(w.context, vm, ASK)
+    rest = b"".join([data async for _, data in pieces])
+    assert b"a" not in rest
 
 
 async def test_a_lease_that_cannot_be_given_back_does_not_hold_the_vm(w: World) -> None:
