@@ -45,8 +45,8 @@ NEXT: Mapping[BuildState, frozenset[BuildState]] = MappingProxyType(
 """What may follow what; a build whose worker died goes back to RESOLVING."""
 
 _REGISTRY = re.compile(
-    r"[a-zA-Z0-9][a-zA-Z0-9._:/-]{0,254}(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?"
-    r"(@sha256:[0-9a-f]{64})?"
+    r"([A-Za-z0-9][A-Za-z0-9.-]{0,252}(:[0-9]{1,5})?/)?[a-z0-9][a-z0-9._/-]{0,254}"
+    r"(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(@sha256:[0-9a-f]{64})?"
 )
 _IMAGE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/:@+-]{0,254}")
 _SCHEME = re.compile(r"(docker|oci|oci-archive|docker-archive|upload|dir|containers-storage):")
@@ -81,7 +81,7 @@ def parse_image(text: str) -> ImageReference:
         rest = text
     elif kind:
         raise InvalidRequest(f"Images are not taken from {kind}:", hint=f"Give {_KNOWN}.")
-    if not _REGISTRY.fullmatch(rest) or "//" in rest:
+    if not _REGISTRY.fullmatch(rest) or "//" in rest or ".." in rest:
         raise InvalidRequest(f"{text[:80]!r} is not an image reference.", hint=f"Give {_KNOWN}.")
     return ImageReference(transport=Transport.REGISTRY, location=rest)
 

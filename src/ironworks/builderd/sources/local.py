@@ -167,7 +167,7 @@ def resolve_layout(path: Path, name: str) -> tuple[Resolved, Pulled]:
 
     Raises:
         InvalidRequest: the layout is damaged, or the name is not in it.
-        FailedPrecondition: it has no image for this platform.
+        Unimplemented: it has no image for this platform.
     """
     blobs = path / "blobs" / "sha256"
     descriptor = choose_named(read_file(path / "index.json"), name)

@@ -24,6 +24,7 @@ from ironworks.model.errors import (
     PermissionDenied,
     ResourceExhausted,
     Unavailable,
+    Unimplemented,
 )
 from ironworks.runtime.process import Completed, run
 
@@ -69,7 +70,7 @@ _REASONS: Sequence[tuple[tuple[str, ...], type[IronError], str, str]] = (
     ),
     (
         ("no image found in manifest list", "no image found in image index"),
-        InvalidRequest,
+        Unimplemented,
         "{image} has no image for this platform.",
         "Build the image for this platform.",
     ),
@@ -126,7 +127,7 @@ class Skopeo:
 
         Raises:
             NotFound, PermissionDenied, Unavailable: see `explain`.
-            FailedPrecondition: the image is for other platforms.
+            Unimplemented: the image is for other platforms.
         """
         location = reference.location
         manifest = await self._inspect(location)
