@@ -27,6 +27,31 @@ def _table(name: str, columns: str, *, order: str, time_ns: str, days: int, vers
     """
 
 
+def _exceptions(names: str) -> list[str]:
+    """Tables of what is not usage: gaps, events of VMs, what was refused."""
+    return [
+        _table(
+            "gaps",
+            f"""{names}, deployment_id LowCardinality(String), boot_epoch Int64,
+            first_seq Int64, last_seq Int64, reason UInt8, start_at_ns Int64, end_at_ns Int64,
+            window_at_ns Int64, window_id String""",
+            order="vm_id, boot_epoch, first_seq", time_ns="window_at_ns", days=0, version="",
+        ),
+        _table(
+            "lifecycle_events",
+            f"""{names}, boot_epoch Int64, type UInt8, at_ns Int64, vcpus Int64,
+            memory_bytes Int64, disk_bytes Int64, reason String""",
+            order="vm_id, boot_epoch, at_ns, type", time_ns="at_ns", days=0, version="",
+        ),
+        _table(
+            "quarantine",
+            f"""{names}, window_id String, content_sha256 String, batch_id String, reason UInt8,
+            detail String, received_at_ns Int64, payload_base64 String CODEC(ZSTD(3))""",
+            order="window_id, content_sha256", time_ns="received_at_ns", days=0, version="",
+        ),
+    ]  # fmt: skip
+
+
 def schema(settings: AggregatordSettings) -> list[str]:
     """Statements that make the tables that are absent."""
     names = "tenant_id LowCardinality(String), vm_id LowCardinality(String)"
@@ -71,23 +96,5 @@ def schema(settings: AggregatordSettings) -> list[str]:
             per_quantity Int128, currency LowCardinality(String), amount_nanos Int64""",
             order=usage_order, time_ns="start_ns", days=0, version="version",
         ),
-        _table(
-            "gaps",
-            f"""{names}, deployment_id LowCardinality(String), boot_epoch Int64,
-            first_seq Int64, last_seq Int64, reason UInt8, start_at_ns Int64, end_at_ns Int64,
-            window_at_ns Int64, window_id String""",
-            order="vm_id, boot_epoch, first_seq", time_ns="window_at_ns", days=0, version="",
-        ),
-        _table(
-            "lifecycle_events",
-            f"""{names}, boot_epoch Int64, type UInt8, at_ns Int64, vcpus Int64,
-            memory_bytes Int64, disk_bytes Int64, reason String""",
-            order="vm_id, boot_epoch, at_ns, type", time_ns="at_ns", days=0, version="",
-        ),
-        _table(
-            "quarantine",
-            f"""{names}, window_id String, content_sha256 String, batch_id String, reason UInt8,
-            detail String, received_at_ns Int64, payload_base64 String CODEC(ZSTD(3))""",
-            order="window_id, content_sha256", time_ns="received_at_ns", days=0, version="",
-        ),
+        *_exceptions(names),
     ]  # fmt: skip
