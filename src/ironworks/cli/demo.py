@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from json import dumps as json_text
 from pathlib import Path
 
 from pyqwest import Client, HTTPTransport
@@ -24,7 +25,7 @@ from ironworks.cli.demo_story import (
     cost_rows,
     usage_rows,
 )
-from ironworks.cli.deploy import DeploySpec, deploy
+from ironworks.cli.deploy import DeploySpec, absolute_image, deploy, local_path
 from ironworks.gen.ironworks.assetmanagerd.v1 import asset_pb
 from ironworks.gen.ironworks.assetmanagerd.v1.asset_connect import AssetServiceClient
 from ironworks.gen.ironworks.billaged.v1 import meter_pb
@@ -51,6 +52,15 @@ VM_MEMORY_BYTES = 256 * MIB
 _PAGE_TRIES = 20
 _PAGE_PERIOD_SECONDS = 0.25
 _OK = 200
+
+
+def image_roots(image: str | None) -> dict[str, str]:
+    """The setting that lets builderd read a local image where it is; nothing for other images.
+
+    The demo's platform is the caller's own, who is root: there is nobody to keep out.
+    """
+    path = local_path(image or "")
+    return {} if path is None else {"IRONWORKS_LOCAL_IMAGE_ROOTS": json_text([str(path.parent)])}
 
 
 class Demo:
@@ -87,7 +97,7 @@ class Demo:
         story = self._story
         story.step(2, "The platform: supervisor, six services, Envoy")
         began_ns = self._clock.monotonic_ns()
-        async with started(data_dir) as platform:
+        async with started(data_dir, image_roots(self._image)) as platform:
             took_ms = (self._clock.monotonic_ns() - began_ns) // NS_PER_MS
             story.say(f"ready in {took_ms / 1000:.1f} s at {platform.api_url}, state in {data_dir}")
             async with AsyncIronworks(data_dir=data_dir) as operator:
@@ -245,7 +255,8 @@ def demo(*, image: str | None = None, json: bool = False) -> None:
     """
     clock = SystemClock()
     began_ns = clock.monotonic_ns()
-    run = Demo(image=image, clock=clock, story=Story())
+    wanted = None if image is None else absolute_image(image, Path.cwd())
+    run = Demo(image=wanted, clock=clock, story=Story())
     try:
         asyncio.run(_run(run))
         run.facts.ok = run.facts.http_status == _OK or image is not None

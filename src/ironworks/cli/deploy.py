@@ -118,6 +118,15 @@ def absolute_image(image: str, directory: Path) -> str:
     return image
 
 
+def local_path(image: str) -> Path | None:
+    """Where an image on the platform's machine is; None for one in a registry."""
+    for scheme in _PATH_SCHEMES:
+        if image.startswith(scheme):
+            path, _, _name = image.removeprefix(scheme).partition(":")
+            return Path(path)
+    return Path(image.partition(":")[0]) if image.startswith("/") else None
+
+
 def parse_env(assignments: Sequence[str]) -> dict[str, str]:
     """`NAME=value` each.
 
