@@ -10,9 +10,12 @@ from ironworks.metald.app.context import Context
 from ironworks.metald.app.queries import committed
 from ironworks.metald.types import Resources
 from ironworks.model.errors import NotFound
+from ironworks.model.units import NS_PER_SECOND
 from ironworks.runtime.reconcile import Report
 
-PERIOD_SECONDS = 5.0
+PERIOD_SECONDS = 1.0
+"""Often, so that a platform that is just starting has its host as soon as gatewayd is up."""
+HEARTBEAT_SECONDS = 5.0
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
@@ -24,15 +27,20 @@ class HostReporter:
         self._context = context
         self._client = client
         self._registered = False
+        self._reported_at_ns = 0
 
     async def activate(self) -> Report:
-        """One report."""
+        """One report, if it is time for one."""
         context = self._context
+        now_ns = context.clock.monotonic_ns()
+        fresh_ns = int(HEARTBEAT_SECONDS * NS_PER_SECOND)
+        if self._registered and now_ns - self._reported_at_ns < fresh_ns:
+            return Report()
         taken = await committed(context)
         client = self._client()
         if not self._registered:
             await client.register_host(pb.RegisterHostRequest(host=self._host(taken)))
-            self._registered = True
+            self._registered, self._reported_at_ns = True, now_ns
             return Report(counts={"registered": 1})
         try:
             await client.heartbeat(
@@ -45,6 +53,7 @@ class HostReporter:
         except NotFound:
             self._registered = False
             raise
+        self._reported_at_ns = now_ns
         return Report(counts={"vms": taken.vms})
 
     def _host(self, taken: Resources) -> pb.Host:

@@ -7,9 +7,12 @@ from ironworks.metald import store
 from ironworks.metald.app.context import Context, log
 from ironworks.metald.guest.build import find
 from ironworks.model.errors import FailedPrecondition
+from ironworks.model.units import NS_PER_SECOND
 from ironworks.runtime.reconcile import Report
 
-PERIOD_SECONDS = 30.0
+PERIOD_SECONDS = 1.0
+"""Often, so that a platform that is just starting takes VMs as soon as assetmanagerd is up."""
+LOOK_AGAIN_SECONDS = 30.0
 
 
 class GuestAssets:
@@ -19,6 +22,7 @@ class GuestAssets:
         """Work for the host of `context`."""
         self._context = context
         self._registered = ""
+        self._looked_at_ns = 0
 
     async def activate(self) -> Report:
         """Register the newest guest unless that is done.
@@ -29,6 +33,10 @@ class GuestAssets:
         context = self._context
         if not context.probe.capabilities.needs_kernel:
             return Report()
+        now_ns = context.clock.monotonic_ns()
+        again_ns = int(LOOK_AGAIN_SECONDS * NS_PER_SECOND)
+        if self._registered and now_ns - self._looked_at_ns < again_ns:
+            return Report()
         guest = await asyncio.to_thread(find, context.settings.guest_dir)
         if guest is None:
             raise FailedPrecondition(
@@ -37,6 +45,7 @@ class GuestAssets:
             )
         identity = guest.kernel.sha256 + guest.initrd.sha256
         if identity == self._registered:
+            self._looked_at_ns = now_ns
             return Report(counts={"registered": 0})
         kernel_id = await context.lessor.register_platform(
             guest.directory / guest.kernel.name, "kernel", guest.kernel.sha256
@@ -52,6 +61,6 @@ class GuestAssets:
         )
         await context.db.write(lambda connection: store.write_host(connection, host))
         context.host = host
-        self._registered = identity
+        self._registered, self._looked_at_ns = identity, now_ns
         log.info("guest_registered", kernel=kernel_id, initrd=initrd_id)
         return Report(counts={"registered": 2})

@@ -7,8 +7,9 @@ import pytest
 from ironworks.gen.ironworks.gatewayd.v1 import hosts_pb as pb
 from ironworks.gen.ironworks.gatewayd.v1.hosts_connect import HostDirectoryServiceClient
 from ironworks.metald.app import create
-from ironworks.metald.directory import HostReporter
+from ironworks.metald.directory import HEARTBEAT_SECONDS, HostReporter
 from ironworks.model.errors import NotFound, Unavailable
+from ironworks.testkit.clock import FakeClock
 from ironworks.testkit.metald import LIMITS, TENANT, World, vm_spec, world
 
 
@@ -35,8 +36,13 @@ class Directory:
 
 
 @pytest.fixture
-async def w(tmp_path: Path) -> AsyncGenerator[World]:
-    async with world(tmp_path) as made:
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+async def w(tmp_path: Path, clock: FakeClock) -> AsyncGenerator[World]:
+    async with world(tmp_path, clock=clock) as made:
         yield made
 
 
@@ -45,7 +51,9 @@ def reporter(w: World, directory: Directory) -> HostReporter:
     return HostReporter(w.context, lambda: client)
 
 
-async def test_a_host_registers_with_what_it_has_then_reports_what_is_taken(w: World) -> None:
+async def test_a_host_registers_with_what_it_has_then_reports_what_is_taken(
+    w: World, clock: FakeClock
+) -> None:
     directory = Directory()
     one = reporter(w, directory)
     await one.activate()
@@ -58,16 +66,20 @@ async def test_a_host_registers_with_what_it_has_then_reports_what_is_taken(w: W
         w.context, tenant_id=TENANT, vm_id="", spec=vm_spec(), idempotency_key=""
     )
     await one.activate()
+    assert directory.beats == []
+    await clock.advance(HEARTBEAT_SECONDS)
+    await one.activate()
     (beat,) = directory.beats
     assert beat.allocated is not None
     assert (beat.allocated.vcpus, beat.allocated.vms, beat.vms_known) == (1, 1, 1)
 
 
-async def test_a_directory_that_has_forgotten_is_told_again(w: World) -> None:
+async def test_a_directory_that_has_forgotten_is_told_again(w: World, clock: FakeClock) -> None:
     directory = Directory()
     one = reporter(w, directory)
     await one.activate()
     directory.hosts.clear()
+    await clock.advance(HEARTBEAT_SECONDS)
     with pytest.raises(NotFound):
         await one.activate()
     await one.activate()

@@ -6,15 +6,21 @@ from types import SimpleNamespace
 import pytest
 
 from ironworks.metald import guest_assets, store
-from ironworks.metald.guest_assets import GuestAssets
+from ironworks.metald.guest_assets import LOOK_AGAIN_SECONDS, GuestAssets
 from ironworks.model.errors import FailedPrecondition, Unavailable
 from ironworks.model.ids import derived_id
+from ironworks.testkit.clock import FakeClock
 from ironworks.testkit.metald import World, world
 
 
 @pytest.fixture
-async def w(tmp_path: Path) -> AsyncGenerator[World]:
-    async with world(tmp_path) as made:
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+async def w(tmp_path: Path, clock: FakeClock) -> AsyncGenerator[World]:
+    async with world(tmp_path, clock=clock) as made:
         yield made
 
 
@@ -34,11 +40,13 @@ def built(monkeypatch: pytest.MonkeyPatch, kernel: str | None) -> None:
 
 
 async def test_the_built_guest_becomes_the_hosts_default_once(
-    w: World, monkeypatch: pytest.MonkeyPatch
+    w: World, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built(monkeypatch, "k1")
     reconciler = GuestAssets(w.context)
     assert (await reconciler.activate()).counts == {"registered": 2}
+    assert (await reconciler.activate()).counts == {}
+    await clock.advance(LOOK_AGAIN_SECONDS)
     assert (await reconciler.activate()).counts == {"registered": 0}
     host = await w.context.db.read(store.read_host)
     assert host == w.context.host
@@ -46,6 +54,7 @@ async def test_the_built_guest_becomes_the_hosts_default_once(
     assert host.default_kernel_asset_id == derived_id("ast", "kernel", "k1")
     assert host.default_initrd_asset_id == derived_id("ast", "initrd", "i")
     built(monkeypatch, "k2")
+    await clock.advance(LOOK_AGAIN_SECONDS)
     assert (await reconciler.activate()).counts == {"registered": 2}
     assert w.context.host.default_kernel_asset_id == derived_id("ast", "kernel", "k2")
 

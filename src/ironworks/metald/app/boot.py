@@ -50,6 +50,11 @@ async def boot_vm(context: Context, vm: Vm, *, timeout_seconds: float, detach: b
     timeout_seconds = timeout_seconds or _default_timeout(context, vm)
     if not 1 <= timeout_seconds <= MAX_BOOT_SECONDS:
         raise InvalidRequest(f"timeout_seconds must be 1 to {MAX_BOOT_SECONDS:g}.")
+    if vm.state is VmState.BOOTING:
+        if detach:
+            return vm
+        await context.operations.settled(vm.vm_id)
+        vm = await context.read(vm.vm_id)
     if vm.state is VmState.RUNNING:
         return vm
     decide.check_transition(vm, VmState.BOOTING)

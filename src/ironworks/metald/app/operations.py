@@ -76,11 +76,16 @@ class Operations:
         return operation
 
     async def begin_after_ours(self, vm_id: str, name: str) -> Operation:
-        """Claim the VM for a caller's transition, after what metald itself is just doing to it.
+        """Claim the VM for a caller's transition.
+
+        What metald itself is just doing to it is waited for, and so is the same transition for an
+        earlier call: the repeated call then finds it done.
 
         Raises:
             Aborted: another caller's transition is under way, or ours takes too long.
         """
+        while (other := self._running.get(vm_id)) is not None and other.name == name:
+            await other.done.wait()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE_SECONDS):
                 while (other := self._running.get(vm_id)) is not None and other.name in OURS:

@@ -108,6 +108,32 @@ async def test_booting_twice_answers_the_running_vm_and_stopped_ones_stay_so(w: 
         await boot.boot_vm(w.context, vm, timeout_seconds=0, detach=False)
 
 
+async def test_a_repeated_call_joins_the_first(w: World) -> None:
+    w.driver.ready_at_once = False
+    vm = await created(w)
+    booting = await boot.boot_vm(w.context, vm, timeout_seconds=60, detach=True)
+    assert await boot.boot_vm(w.context, booting, timeout_seconds=60, detach=True) == booting
+    w.driver.vmms[vm.vm_id].ready.set()
+    running = await boot.boot_vm(w.context, booting, timeout_seconds=60, detach=False)
+    assert running.state is S.RUNNING
+    stopped = await asyncio.gather(*(stop.shutdown_vm(w.context, running, ASK) for _ in range(3)))
+    assert {one.state for one in stopped} == {S.STOPPED}
+    deleted = await asyncio.gather(
+        *(stop.delete_vm(w.context, stopped[0], force=False) for _ in range(3))
+    )
+    assert {one.state for one in deleted} == {S.DELETED}
+    assert (await states(w, vm.vm_id)).count(S.STOPPING) == 1
+
+
+async def test_a_repeated_boot_that_failed_says_why(w: World) -> None:
+    w.driver.ready_at_once = False
+    vm = await created(w)
+    booting = await boot.boot_vm(w.context, vm, timeout_seconds=60, detach=True)
+    w.driver.vmms[vm.vm_id].end(CRASH)
+    with pytest.raises(FailedPrecondition, match="SIGSEGV"):
+        await boot.boot_vm(w.context, booting, timeout_seconds=60, detach=False)
+
+
 @pytest.mark.parametrize("seconds", [0.5, 601])
 async def test_bounds_of_a_boot(w: World, seconds: float) -> None:
     with pytest.raises(InvalidRequest):
