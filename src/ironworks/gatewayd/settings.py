@@ -40,7 +40,7 @@ class GatewaydSettings(Settings):
     deployment_jobs: int = Field(
         default=16, ge=1, description="Deployment jobs at the same time, of all tenants."
     )
-    build_timeout_seconds: float = Field(
+    deployment_build_timeout_seconds: float = Field(
         default=1500.0, gt=0, description="How long a deployment waits for its build."
     )
     tenant_requests_per_second: int = Field(default=100, ge=1)

@@ -139,7 +139,7 @@ class Deploy:
         deployment = await self._load(job_id)
         tenant_id, build_id = deployment.tenant_id, deployment.build_id
         until_ns = self._clock.monotonic_ns() + int(
-            self._settings.build_timeout_seconds * NS_PER_SECOND
+            self._settings.deployment_build_timeout_seconds * NS_PER_SECOND
         )
         try:
             while True:
@@ -167,10 +167,11 @@ class Deploy:
 
     async def _show_build(self, job_id: str, view: BuildView) -> None:
         kind, state = StageKind.RESOLVING, StageState.COMPLETED
-        if view.phase is BuildPhase.RESOLVING:
-            return
         digest = view.image_digest
-        await self._jobs.stage(job_id, kind, state, detail=digest or None)
+        if view.phase is BuildPhase.RESOLVING or not digest:
+            # Still resolving, or it ended there: then the failure closes the stage.
+            return
+        await self._jobs.stage(job_id, kind, state, detail=digest)
         if view.phase is BuildPhase.BUILDING:
             await self._jobs.stage(
                 job_id,
