@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from ironworks.assetmanagerd.decide import Event
-from ironworks.assetmanagerd.reconcilers import reconcilers
 from ironworks.assetmanagerd.types import Asset, AssetFilter, AssetKind, AssetState, Who
 from ironworks.model.errors import FailedPrecondition, InvalidRequest, NotFound, PermissionDenied
 from ironworks.model.pages import PageSpec
@@ -196,16 +195,3 @@ async def test_the_sweep_removes_what_nobody_will_take(world: AssetWorld) -> Non
     await world.leasing.release(METALD, await hold(world, asset))
     await world.clock.advance(2 * DAY)
     assert (await world.registry.sweep())["leases"] == 1
-
-
-async def test_the_loops_report_what_they_did(world: AssetWorld) -> None:
-    asset = await world.asset()
-    await hold(world, asset)
-    await world.clock.advance(8 * DAY)
-    loops = reconcilers(world.registry, world.leasing, world.intake, world.settings)
-    reports = {loop.name: (await loop.activate_once(world.clock)).report.counts for loop in loops}
-    assert reports["lease-expiry"] == {"expired": 1}
-    assert reports["registrations"] == {"resumed": 0}
-    assert reports["garbage"]["collected"] == 0
-    usage = await world.registry.usage()
-    assert usage["available"] == (1, asset.size_bytes)

@@ -34,13 +34,13 @@ async def world(tmp_path: Path) -> AsyncIterator[AssetWorld]:
         yield made
 
 
-async def lease(world: AssetWorld, *assets: Asset, key: str = "", ttl: int = 0) -> Lease:
+async def lease(world: AssetWorld, *assets: Asset, key: str = "", ttl_seconds: int = 0) -> Lease:
     taken, _ = await world.leasing.acquire(
         METALD,
         [asset.asset_id for asset in assets],
         holder="vm_1",
         purpose="test",
-        ttl_seconds=ttl,
+        ttl_seconds=ttl_seconds,
         key=key,
     )
     return taken
@@ -105,7 +105,7 @@ async def test_assets_of_others_are_unknown(world: AssetWorld) -> None:
 
 async def test_a_lease_expires_after_its_time_and_never_earlier(world: AssetWorld) -> None:
     asset = await world.asset()
-    taken = await lease(world, asset, ttl=10)
+    taken = await lease(world, asset, ttl_seconds=10)
     await world.clock.advance(9.999)
     assert await world.leasing.expire_leases() == 0
     _, lost = await world.leasing.renew(METALD, [taken.lease_id], 10)
@@ -122,7 +122,7 @@ async def test_a_lease_expires_after_its_time_and_never_earlier(world: AssetWorl
 
 async def test_time_that_this_service_was_down_does_not_count(world: AssetWorld) -> None:
     asset = await world.asset()
-    await lease(world, asset, ttl=10)
+    await lease(world, asset, ttl_seconds=10)
     await world.clock.advance(3600)
     assert await world.leasing.grace() == 1
     assert await world.leasing.expire_leases() == 0
