@@ -114,29 +114,7 @@ class Builds:
             labels=dict(sorted(labels.items())),
         )
 
-        def work(connection: Connection) -> Build:
-            claimed = store.claim(
-                connection,
-                scope=f"{tenant_id}:create",
-                key=key,
-                request=repr(
-                    (image, rootfs_format, fresh.labels, priority, seconds, force)
-                ).encode(),
-                resource_id=fresh.build_id,
-                now_ns=now_ns,
-            )
-            known = store.read_build(connection, claimed)
-            if known is not None:
-                return known
-            check_queue(
-                store.count_waiting(connection, tenant_id),
-                self._settings.max_queued_builds_per_tenant,
-            )
-            store.insert_build(connection, fresh)
-            store.append_log(connection, fresh.build_id, fresh.state, "Accepted.", now_ns)
-            return fresh
-
-        build = await self._database.write(work)
+        build = await self._database.write(lambda it: self._accept(it, fresh, key))
         if build.build_id != fresh.build_id:
             return build
         at_once = None if force else await self._reuse_at_once(build)
@@ -144,6 +122,35 @@ class Builds:
             return at_once
         await self._enqueue(build)
         return build
+
+    def _accept(self, connection: Connection, fresh: Build, key: str) -> Build:
+        """`fresh`, recorded; or the build that an earlier request with this key made."""
+        request = (
+            fresh.image,
+            fresh.format,
+            fresh.labels,
+            fresh.priority,
+            fresh.timeout_seconds,
+            fresh.force,
+        )
+        claimed = store.claim(
+            connection,
+            scope=f"{fresh.tenant_id}:create",
+            key=key,
+            request=repr(request).encode(),
+            resource_id=fresh.build_id,
+            now_ns=fresh.created_at_ns,
+        )
+        known = store.read_build(connection, claimed)
+        if known is not None:
+            return known
+        check_queue(
+            store.count_waiting(connection, fresh.tenant_id),
+            self._settings.max_queued_builds_per_tenant,
+        )
+        store.insert_build(connection, fresh)
+        store.append_log(connection, fresh.build_id, fresh.state, "Accepted.", fresh.created_at_ns)
+        return fresh
 
     async def _reuse_at_once(self, build: Build) -> Build | None:
         """Complete a build of an unchanged layout on this machine without the queue.

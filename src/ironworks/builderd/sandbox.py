@@ -78,6 +78,23 @@ def _python() -> dict[str, Path]:
     return {str(path): path for path in needed if not path.is_relative_to("/usr")}
 
 
+async def _start(argv: Sequence[str]) -> asyncio.subprocess.Process:
+    try:
+        return await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+            limit=_LINE_BYTES,
+        )
+    except FileNotFoundError:
+        raise FailedPrecondition(
+            "prlimit or bubblewrap is not installed.",
+            hint="Run `./iron setup`, which installs deploy/debian-packages.txt.",
+        ) from None
+
+
 async def run_flatten(
     plan: Plan,
     *,
@@ -105,20 +122,7 @@ async def run_flatten(
     )
     module = ["-I", "-B", "-m", "ironworks.builderd.flatten"]
     argv = sandbox.argv([sys.executable, *module])
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,
-            limit=_LINE_BYTES,
-        )
-    except FileNotFoundError:
-        raise FailedPrecondition(
-            "prlimit or bubblewrap is not installed.",
-            hint="Run `./iron setup`, which installs deploy/debian-packages.txt.",
-        ) from None
+    process = await _start(argv)
     try:
         last, said = await _converse(process, json.dumps(asdict(plan)), on_step)
     finally:

@@ -67,7 +67,12 @@ def jail_argv(
     argv += ["--remount-ro", "/", "--chdir", "/"]
     if status_descriptor is not None:
         argv += ["--json-status-fd", str(status_descriptor)]
-    privileges = [
+    return [*argv, "--", *_as_user(uid, gid), "--", *program]
+
+
+def _as_user(uid: int, gid: int) -> list[str]:
+    """Command line that gives up all that a VM's user must not have."""
+    return [
         SETPRIV,
         f"--reuid={uid}",
         f"--regid={gid}",
@@ -77,4 +82,3 @@ def jail_argv(
         "--bounding-set=-all",
         "--no-new-privs",
     ]
-    return [*argv, "--", *privileges, "--", *program]
