@@ -8,7 +8,7 @@ from importlib import resources
 
 from sqlalchemy import Connection
 
-from ironworks.aggregatord import decide, metering, rating, store
+from ironworks.aggregatord import decide, metering, price_store, rating, store
 from ironworks.aggregatord.rollup import Rollup
 from ironworks.aggregatord.store import EpochCounts
 from ironworks.aggregatord.types import (
@@ -54,7 +54,7 @@ def default_plan() -> tuple[PriceVersion, str]:
         currency=plan["currency"],
         version=1,
         effective_at_ns=0,
-        prices=store.prices_from(plan["prices"]),
+        prices=price_store.prices_from(plan["prices"]),
     )
     return version, plan["description"]
 
@@ -81,7 +81,7 @@ class Usage:
         """Make the default price plan if there is none."""
         version, description = default_plan()
         now_ns = self._clock.now_ns()
-        await self._database.write(lambda c: store.put_plan(c, version, description, now_ns))
+        await self._database.write(lambda c: price_store.put_plan(c, version, description, now_ns))
 
     # ── usage ──────────────────────────────────────────────────────────────────────────────────
 
@@ -211,7 +211,9 @@ class Usage:
             InvalidRequest, FailedPrecondition: as `usage`.
         """
         _check(chosen, interval, 0)
-        timeline = await self._database.read(lambda c: _timeline(c, chosen.tenant_id, interval))
+        timeline = await self._database.read(
+            lambda c: price_store.timeline(c, chosen.tenant_id, interval)
+        )
         charges: list[Charge] = []
         for piece, version in timeline:
             rows = await self.usage(chosen, piece, by_vm=by_vm)
@@ -253,14 +255,6 @@ def _charges(rows: Sequence[UsageRow], version: PriceVersion, interval: Interval
         for row in sorted(rows, key=lambda row: (row.meter, row.vm_id))
         if row.meter in prices
     ]
-
-
-def _timeline(
-    connection: Connection, tenant_id: str, interval: Interval
-) -> list[tuple[Interval, PriceVersion]]:
-    assignments = store.assignments(connection, tenant_id)
-    versions = {plan: store.versions_of(connection, plan) for _, plan in assignments}
-    return decide.price_timeline(interval, assignments, versions)
 
 
 def _counts(

@@ -10,9 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from sqlalchemy import Connection
-
-from ironworks.aggregatord import decide, metering, rating, store
+from ironworks.aggregatord import decide, metering, price_store, rating, store
 from ironworks.aggregatord.store import DirtyHour
 from ironworks.aggregatord.types import (
     DAY_NS,
@@ -100,16 +98,10 @@ class Rollup:
     async def _day(self, tenant_id: str, vm_ids: Sequence[str], day_ns: int, version: int) -> None:
         days = await self._warehouse.hours_of_days(tenant_id, vm_ids, day_ns)
         await self._warehouse.put_usage("daily_usage", days, version)
-        prices = await self._database.read(lambda c: _prices_at(c, tenant_id, day_ns))
+        prices = await self._database.read(lambda c: price_store.version_at(c, tenant_id, day_ns))
         if prices is not None:
             records = [record for day in days for record in _billing(day, prices)]
             await self._warehouse.put_billing(records, version)
-
-
-def _prices_at(connection: Connection, tenant_id: str, at_ns: int) -> PriceVersion | None:
-    assignments = store.assignments(connection, tenant_id)
-    versions = {plan: store.versions_of(connection, plan) for _, plan in assignments}
-    return decide.version_at(at_ns, assignments, versions)
 
 
 def _bounds(summaries: Sequence[Summary]) -> tuple[int, int]:

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ironworks.aggregatord import store
+from ironworks.aggregatord.types import DAY_NS, Interval, UsageFilter
+from ironworks.gen.ironworks.aggregatord.v1.usage_pb import Meter
+from ironworks.model.errors import Unavailable
+from ironworks.testkit.aggregator import Aggregator, aggregator
+from ironworks.testkit.metering import EPOCH_AT_NS, window
+
+MINE = UsageFilter(tenant_id="tnt_a")
+START_NS = EPOCH_AT_NS // DAY_NS * DAY_NS
+DAY = Interval(from_ns=START_NS, to_ns=START_NS + DAY_NS)
+
+
+async def cpu(made: Aggregator, table: str) -> int:
+    rows = await made.warehouse.usage(table, MINE, DAY, by_vm=False, step_ns=0)
+    return sum(row.quantity for row in rows if row.meter == Meter.VCPU_USED)
+
+
+async def test_a_clean_ledger_is_left_alone(made: Aggregator) -> None:
+    assert await made.rollup.step() == 0
+    await made.submit([window(range(5))])
+    assert await made.rollup.step() == 1
+    assert await made.rollup.step() == 0
+
+
+async def test_hours_days_and_records_say_the_same(made: Aggregator) -> None:
+    await made.submit([window(range(10)), window(range(10, 20)), window(range(10), vm_id="vm_2")])
+    await made.rollup.catch_up()
+    expected = (19 + 9) * 50_000_000
+    assert await cpu(made, "hourly_usage") == expected
+    assert await cpu(made, "daily_usage") == expected
+    rows = await made.engine.rows(
+        "SELECT sum(quantity), sum(amount_nanos) > 0 FROM billing_records FINAL"
+        " WHERE meter = {meter:UInt8}",
+        {"meter": int(Meter.VCPU_PROVISIONED)},
+    )
+    assert rows == [[(19 + 9) * 2 * 100_000_000, 1]]
+
+
+async def test_a_death_in_the_middle_is_made_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with aggregator(tmp_path) as first:
+        await first.clock.advance(60)
+        await first.submit([window(range(5))])
+
+        async def dies(*_: object) -> None:
+            raise Unavailable("killed between hours and days")
+
+        monkeypatch.setattr(first.warehouse, "hours_of_days", dies)
+        with pytest.raises(Unavailable):
+            await first.rollup.step()
+    async with aggregator(tmp_path) as second:
+        await second.clock.advance(60)
+        assert await cpu(second, "daily_usage") == 0
+        assert await second.rollup.catch_up() == 1
+        assert await cpu(second, "daily_usage") == 4 * 50_000_000
+        assert await cpu(second, "hourly_usage") == 4 * 50_000_000
+
+
+async def test_a_window_that_arrives_meanwhile_is_not_forgotten(
+    made: Aggregator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await made.submit([window(range(5))])
+    real = made.warehouse.put_billing
+
+    async def slow(*arguments: object) -> None:
+        monkeypatch.undo()
+        await made.submit([window(range(5, 10))])
+        await real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(made.warehouse, "put_billing", slow)
+    assert await made.rollup.step() == 1
+    left = await made.database.read(lambda c: store.dirty_hours(c, 10))
+    assert len(left) == 1
+    await made.rollup.catch_up()
+    assert await cpu(made, "daily_usage") == 9 * 50_000_000
