@@ -7,7 +7,7 @@ import http.server
 import json
 import socketserver
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -241,16 +241,16 @@ def test_an_operators_certificate_must_fit_its_key(tmp_path: Path) -> None:
 
 
 class _Admin(http.server.BaseHTTPRequestHandler):
-    versions: tuple[str, str] = ("", "")
+    versions: Mapping[str, str] = {"cds.json": "", "rds.json": "", "lds.json": ""}
     state = "LIVE"
 
     def do_GET(self) -> None:
-        rds, lds = self.versions
         text = self.state + "\n"
         if self.path.startswith("/stats"):
             text = (
-                f'http.edge.rds.edge.version_text: "{rds}"\n'
-                f'listener_manager.lds.version_text: "{lds}"\n'
+                f'cluster_manager.cds.version_text: "{self.versions["cds.json"]}"\n'
+                f'http.edge.rds.edge.version_text: "{self.versions["rds.json"]}"\n'
+                f'listener_manager.lds.version_text: "{self.versions["lds.json"]}"\n'
             )
         self.send_response(200)
         self.end_headers()
@@ -282,7 +282,10 @@ async def test_files_are_written_once_and_applied_when_envoy_says_so(
     state: Edge, tmp_path: Path
 ) -> None:
     data = plane.Plane(directory=tmp_path, admin=state.admin_socket, clock=SystemClock())
-    assert not await data.applied()
+    assert await data.stale() == ["cds.json", "rds.json", "lds.json"]
+    (tmp_path / ".rds.json.1").touch()
+    data.sweep()
+    assert not (tmp_path / ".rds.json.1").exists()
     written = data.write(state)
     paths = [tmp_path / name for name in written.versions]
     assert {path.stat().st_mode & 0o777 for path in paths} == {0o600}
@@ -294,14 +297,18 @@ async def test_files_are_written_once_and_applied_when_envoy_says_so(
         assert await data.why_not_ready() != ""
         with pytest.raises(DeadlineExceeded):
             await data.wait_applied(0.05)
-        envoy.versions = (written.versions["rds.json"], written.versions["lds.json"])
+        envoy.versions = {**written.versions, "lds.json": "older"}
         await data.wait_applied(5)
+        assert "listener" in await data.why_not_ready()
+        envoy.versions = {**written.versions, "rds.json": "older"}
+        assert "routes" in await data.why_not_ready()
+        envoy.versions = written.versions
         assert await data.why_not_ready() == ""
         envoy.state = "DRAINING"
         assert "draining" in await data.why_not_ready()
     assert "admin socket" in await data.why_not_ready()
     with pytest.raises(Unavailable):
-        await data.applied()
+        await data.stale()
 
 
 def test_a_path_too_long_for_a_socket_is_refused() -> None:

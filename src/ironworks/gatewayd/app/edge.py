@@ -71,6 +71,7 @@ class EdgeApp:
         self._directory.chmod(0o700)
         # An Envoy that was killed leaves its socket; the next one makes it anew.
         self._socket.parent.mkdir(parents=True, exist_ok=True)
+        self.plane.sweep()
         edge = await self._edge()
         await validate(edge)
         self.plane.write(edge)

@@ -23,7 +23,11 @@ from ironworks.runtime.process import run
 
 _log = structlog.stdlib.get_logger()
 _READOUT = re.compile(r'^(?:http\.edge\.)?([a-z_.]+)\.version_text: "([0-9a-f]*)"$', re.MULTILINE)
-_READOUTS = {"rds.json": "rds.edge", "lds.json": "listener_manager.lds"}
+_READOUTS = {
+    "cds.json": "cluster_manager.cds",
+    "rds.json": "rds.edge",
+    "lds.json": "listener_manager.lds",
+}
 _ADMIN_SECONDS = 2.0
 _VALIDATE_SECONDS = 20.0
 _MAX_ADMIN_BYTES = 4 * 1024 * 1024
@@ -90,6 +94,11 @@ class Plane:
         """The file that Envoy is started with."""
         return self._directory / "bootstrap.json"
 
+    def sweep(self) -> None:
+        """Remove what a process that was killed while it wrote has left."""
+        for path in self._directory.glob(".*.json.*"):
+            path.unlink(missing_ok=True)
+
     def write(self, edge: Edge) -> Written:
         """Put the compiled files in place; those that have not changed are left alone."""
         versions: dict[str, str] = {}
@@ -103,18 +112,20 @@ class Plane:
         self.written = Written(versions=versions, at_ns=self._clock.now_ns())
         return self.written
 
-    async def applied(self) -> bool:
-        """Whether Envoy works with exactly what was written last."""
+    async def stale(self) -> list[str]:
+        """Files of which Envoy has not taken over what was written last."""
         if self.written is None:
-            return False
+            return list(_READOUTS)
         text = await self._ask("/stats?filter=version_text")
         has = dict(_READOUT.findall(text))
-        return all(
-            has.get(readout) == self.written.versions[name] for name, readout in _READOUTS.items()
-        )
+        versions = self.written.versions
+        return [name for name, readout in _READOUTS.items() if has.get(readout) != versions[name]]
 
     async def wait_applied(self, timeout_seconds: float) -> None:
-        """Return once Envoy works with what was written last.
+        """Return once Envoy works with the routes and clusters that were written last.
+
+        The listener is not waited for: deployments do not change it, and one that Envoy refuses to
+        change while it runs must not keep deployments from being routed.
 
         Raises:
             DeadlineExceeded: it does not in time.
@@ -123,7 +134,7 @@ class Plane:
             async with asyncio.timeout(timeout_seconds):
                 while True:
                     try:
-                        if await self.applied():
+                        if set(await self.stale()) <= {"lds.json"}:
                             return
                     except Unavailable:
                         pass
@@ -142,9 +153,11 @@ class Plane:
             return error.message
         if state != "LIVE":
             return f"Envoy is {state.lower() or 'silent'}."
-        if not await self.applied():
-            return "Envoy has not taken over the newest configuration."
-        return ""
+        stale = await self.stale()
+        if "lds.json" in stale:
+            # Some fields of a listener cannot change while Envoy runs; a new release may do so.
+            return "Envoy has not taken over its new listener; restart it if this lasts."
+        return "Envoy has not taken over its newest routes." if stale else ""
 
     async def _ask(self, path: str) -> str:
         """The body of an answer of the admin interface.
