@@ -50,6 +50,10 @@ from ironworks.storage.schema import ensure_current
 from ironworks.storage.sql import Database
 
 
+QUEUE_POLL_SECONDS = 0.4
+"""A job waits 0.2 s for its start on average; two queues at 0.2 s cost 3% of a core for ever."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Apps:
     tenants: TenantApp
@@ -75,6 +79,7 @@ def _workflows(settings: GatewaydSettings) -> Workflows:
         database_url=settings.workflows_url,
         queues=queues,
         executor_id=settings.gatewayd_executor_id,
+        poll_seconds=QUEUE_POLL_SECONDS,
     )
 
 
