@@ -149,12 +149,19 @@ async def _spawn(
 
 
 @asynccontextmanager
-async def temporary_platform(purpose: str) -> AsyncGenerator[PlatformFile]:
-    """A platform in a directory of its own; both are gone when the block ends."""
+async def temporary_platform(
+    purpose: str, env: Mapping[str, str] | None = None
+) -> AsyncGenerator[PlatformFile]:
+    """A platform in a directory of its own; both are gone when the block ends.
+
+    Args:
+        purpose: Part of the directory's name.
+        env: Settings above the defaults.
+    """
     await sweep()
     data_dir = make_directory(purpose)
     try:
-        async with started(data_dir) as described:
+        async with started(data_dir, env) as described:
             yield described
     finally:
         await asyncio.shield(purge(data_dir))
