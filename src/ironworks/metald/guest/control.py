@@ -115,6 +115,7 @@ class ControlChannel(asyncio.Protocol):
         self._lines = LineReader()
         self._bytes = 0
         self._transport: asyncio.WriteTransport | None = None
+        self._released = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Ask at once: an earlier metald may have heard `ready` already."""
@@ -140,6 +141,7 @@ class ControlChannel(asyncio.Protocol):
         """The VMM is gone, or we closed."""
         del exc
         self._transport = None
+        self._released.set()
 
     @property
     def connected(self) -> bool:
@@ -150,6 +152,10 @@ class ControlChannel(asyncio.Protocol):
         """Send one line; lost if the channel is."""
         if self._transport is not None:
             self._transport.write(line.encode() + b"\n")
+
+    async def wait_closed(self) -> None:
+        """Wait until the socket of a channel that was connected once is given back."""
+        await self._released.wait()
 
     def close(self) -> None:
         """Let go; the guest keeps what it has to say for the next metald."""

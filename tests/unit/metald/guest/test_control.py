@@ -97,6 +97,7 @@ async def test_a_new_connection_asks_and_hears() -> None:
         channel.send("stop")
         assert await loop.sock_recv(guest, 100) == b"stop\n"
         channel.close()
+        await channel.wait_closed()
         assert await loop.sock_recv(guest, 100) == b""
     assert not channel.connected
     channel.send("stop")

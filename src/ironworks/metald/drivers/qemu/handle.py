@@ -127,6 +127,7 @@ class QemuHandle:
         self._control.close()
         self._keeper.close()
         await self._monitor.close()
+        await self._control.wait_closed()
 
     async def _ended(self) -> None:
         """Wait until nothing of the VM runs: one that lost its keeper is ended here."""

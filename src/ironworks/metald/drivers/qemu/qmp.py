@@ -40,8 +40,13 @@ class Monitor:
         client = QMPClient()
         try:
             connection = connect(path)
-            async with asyncio.timeout(timeout_seconds):
-                await client.connect(connection)
+            try:
+                async with asyncio.timeout(timeout_seconds):
+                    await client.connect(connection)
+            except BaseException:
+                # A cancellation may come before the library has taken the socket over.
+                connection.close()
+                raise
         except (OSError, QMPError, TimeoutError) as error:
             raise MonitorError(f"no monitor at {path}: {error!r}") from error
         return cls(client)
