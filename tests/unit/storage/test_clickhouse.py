@@ -169,3 +169,11 @@ def test_kinds_that_are_not_written_are_refused(kind: str) -> None:
 def test_a_number_that_does_not_fit_is_never_cut(kind: str, value: int) -> None:
     with pytest.raises((OverflowError, InvalidRequest)):
         native_block([Column(name="a", kind=kind, values=[value])])
+
+
+async def test_memory_goes_back_only_while_nothing_runs(engine: ChdbEngine) -> None:
+    await engine.rows("SELECT 1")
+    assert not await engine.rest()
+    assert await engine.rest()
+    assert await engine.rows("SELECT 2") == [[2]]
+    assert not await engine.rest()

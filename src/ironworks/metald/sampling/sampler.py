@@ -144,7 +144,8 @@ class HostSampler:
         new.slot, self._next_slot = self._next_slot, self._next_slot + 1
         self._attached[vm.vm_id] = new
         seq = max(self._clock.monotonic_ns() // TICK_NS, new.last_seq + 1)
-        self._offer(seq, [self._read(new)], attached=[_attachment(new, seq)])
+        losses = _lost_before(new, seq) if new.last_seq >= 0 else []
+        self._offer(seq, [self._read(new)], attached=[_attachment(new, seq)], losses=losses)
 
     async def detach(self, vm_id: str) -> None:
         """Take the last sample; see `sampling.Sampler`."""
@@ -156,7 +157,8 @@ class HostSampler:
             return
         del self._attached[vm_id]
         seq = max(self._clock.monotonic_ns() // TICK_NS, last.last_seq + 1)
-        self._offer(seq, [self._read(last)], detached=[last.slot])
+        losses = _lost_before(last, seq)
+        self._offer(seq, [self._read(last)], detached=[last.slot], losses=losses)
         last.close()
 
     def close(self) -> None:
@@ -190,9 +192,8 @@ class HostSampler:
         rows = [self._read(one) for one in present if one.last_seq < seq]
         await self._wait_blocks([row.attached for row in rows])
         still = [row for row in rows if self._attached.get(row.attached.vm.vm_id) is row.attached]
-        losses = [pb.TickLoss(first_seq=lost[0], last_seq=lost[1], reason=_LATE)]
         if still:
-            self._offer(seq, still, losses=losses if lost[0] <= lost[1] else [])
+            self._offer(seq, still, losses=_losses(*lost))
 
     def _count(self, lost: tuple[int, int], lateness_ns: int) -> None:
         statistics = self.statistics
@@ -257,6 +258,17 @@ class HostSampler:
 
 
 _LATE = pb.GapReason(LossReason.SAMPLER_LATE)
+
+
+def _losses(first_seq: int, last_seq: int) -> list[pb.TickLoss]:
+    if first_seq > last_seq:
+        return []
+    return [pb.TickLoss(first_seq=first_seq, last_seq=last_seq, reason=_LATE)]
+
+
+def _lost_before(one: _Attached, seq: int) -> list[pb.TickLoss]:
+    """Ticks that passed since the VM's last sample: the loop is late, and will not say so again."""
+    return _losses(one.last_seq + 1, seq - 1)
 
 
 async def _ask(read: Callable[[], Awaitable[BlockCounters]]) -> BlockCounters | None:

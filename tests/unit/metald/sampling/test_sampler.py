@@ -170,6 +170,15 @@ async def test_the_last_sample_is_numbered_ahead_of_the_grid(host: Host) -> None
     assert len(host.sink.ticks) == 2
 
 
+async def test_a_last_sample_that_comes_late_says_what_was_missed(host: Host) -> None:
+    await host.sampler.attach(host.vm())
+    await host.clock.advance(0.35)
+    await host.sampler.detach("vm_1")
+    last = host.sink.ticks[-1]
+    assert last.seq == 10_003
+    assert [(one.first_seq, one.last_seq) for one in last.losses] == [(10_001, 10_002)]
+
+
 async def test_attaching_again_goes_on_with_new_provisioning(host: Host) -> None:
     await host.sampler.attach(host.vm())
     await host.sampler.attach(host.vm(vcpus=4))
