@@ -15,10 +15,11 @@ from ironworks.builderd.changes import Changes
 from ironworks.builderd.decide import parse_image
 from ironworks.builderd.queue import enqueue, make_workflows
 from ironworks.builderd.reconcilers import reconcilers
-from ironworks.builderd.types import BuilderSettings
+from ironworks.builderd.types import Build, BuilderSettings
 from ironworks.builderd.worker import Worker
 from ironworks.gen.ironworks.builderd.v1.build_connect import BuildServiceASGIApplication
 from ironworks.runtime.service import Chassis, Parts
+from ironworks.runtime.tasks import Tasks
 from ironworks.storage.migrate import upgrade
 from ironworks.storage.sql import Database, sqlite_url
 
@@ -46,24 +47,33 @@ async def compose(chassis: Chassis[BuilderSettings]) -> AsyncGenerator[Parts]:
         if left := await asyncio.to_thread(worker.clean):
             _log.info("scratch_cleaned", builds=left)
         workflows = make_workflows(settings, worker.run)
-        builds = Builds(
-            database=database,
-            worker=worker,
-            changes=changes,
-            settings=settings,
-            clock=chassis.clock,
-            entropy=chassis.entropy,
-            enqueue=lambda build: enqueue(workflows, build),
-        )
-        await workflows.start()
-        try:
-            yield Parts(
-                applications=[
-                    chassis.application(BuildServiceASGIApplication, Handlers(builds, settings))
-                ],
-                reconcilers=reconcilers(builds),
+        async with Tasks() as hurried:
+
+            async def submit(build: Build) -> None:
+                await enqueue(workflows, build)
+                # The queue looks for work now and then. An idle worker need not wait for that; the
+                # queue's own run of the build then joins the one that is under way.
+                if worker.is_idle:
+                    hurried.start(worker.run(build.build_id), name=f"build {build.build_id}")
+
+            builds = Builds(
+                database=database,
+                worker=worker,
+                changes=changes,
+                settings=settings,
+                clock=chassis.clock,
+                entropy=chassis.entropy,
+                enqueue=submit,
             )
-        finally:
-            await workflows.stop()
+            await workflows.start()
+            try:
+                yield Parts(
+                    applications=[
+                        chassis.application(BuildServiceASGIApplication, Handlers(builds, settings))
+                    ],
+                    reconcilers=reconcilers(builds),
+                )
+            finally:
+                await workflows.stop()
     finally:
         await asyncio.to_thread(database.close)

@@ -31,7 +31,7 @@ from ironworks.builderd.sources.local import (
     read_blob,
     resolve_layout,
 )
-from ironworks.builderd.sources.skopeo import Skopeo
+from ironworks.builderd.sources.skopeo import PULLS, Skopeo
 from ironworks.builderd.types import (
     BUILDER_VERSION,
     Build,
@@ -127,10 +127,20 @@ class Worker:
         """Where builds have their scratch directories."""
         return self._settings.builder_dir / "scratch"
 
+    @property
+    def _store_dir(self) -> Path:
+        """Where each tenant has the blobs that were pulled for it."""
+        return self._settings.builder_dir / "blobs"
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no build runs here."""
+        return not self._running
+
     def clean(self) -> int:
         """Remove what builds of an earlier life left; answers how many. Blocks."""
         self.scratch_dir.mkdir(parents=True, exist_ok=True)
-        left = list(self.scratch_dir.iterdir())
+        left = [*self.scratch_dir.iterdir(), *self._store_dir.glob(f"*/{PULLS}/*")]
         for path in left:
             shutil.rmtree(path, ignore_errors=True)
         return len(left)
@@ -339,12 +349,11 @@ class Worker:
     async def _pull(
         self, build: Build, reference: ImageReference, resolved: Resolved, scratch: Path
     ) -> Pulled:
-        await asyncio.to_thread(shutil.rmtree, scratch / "pulled", ignore_errors=True)
         return await self._skopeo.pull(
             reference,
             resolved,
             scratch=scratch,
-            store=self._settings.builder_dir / "blobs" / build.tenant_id,
+            store=self._store_dir / build.tenant_id,
             timeout_seconds=build.timeout_seconds,
         )
 

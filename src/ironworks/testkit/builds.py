@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,9 +105,16 @@ class BuildWorld:
 
 
 @asynccontextmanager
-async def build_world(data_dir: Path) -> AsyncGenerator[BuildWorld]:
+async def build_world(
+    data_dir: Path, *, insecure_registries: Sequence[str] = ()
+) -> AsyncGenerator[BuildWorld]:
     """A fresh builderd below `data_dir`; at most two builds of a tenant wait."""
-    settings = BuilderSettings(data_dir=data_dir, min_free_bytes=0, max_queued_builds_per_tenant=2)
+    settings = BuilderSettings(
+        data_dir=data_dir,
+        min_free_bytes=0,
+        max_queued_builds_per_tenant=2,
+        insecure_registries=list(insecure_registries),
+    )
     settings.staging_dir.mkdir(parents=True)
     (data_dir / "images").mkdir()
     database = Database(sqlite_url(settings.builder_dir / "builds.db"))

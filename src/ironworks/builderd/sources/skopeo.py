@@ -7,14 +7,26 @@ bytes that another tenant has pulled.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from ironworks.builderd.sandbox import Sandbox
-from ironworks.builderd.sources.documents import choose_platform, host_architecture, is_index
-from ironworks.builderd.sources.local import read_directory, resolve_layout, unreadable
+from ironworks.builderd.sources.documents import (
+    choose_named,
+    choose_platform,
+    host_architecture,
+    is_index,
+)
+from ironworks.builderd.sources.local import (
+    read_blob,
+    read_directory,
+    read_file,
+    unreadable,
+)
 from ironworks.builderd.types import ImageReference, Pulled, Resolved, Transport
 from ironworks.model.errors import (
     Internal,
@@ -29,6 +41,8 @@ from ironworks.model.errors import (
 from ironworks.runtime.process import Completed, run
 
 _INSPECT_SECONDS = 60.0
+PULLS = "pulls"
+"""Directory of a tenant's store in which pulls that are under way have theirs."""
 _TEMPORARY = "/work"
 """Where skopeo, in its sandbox, takes archives apart: on disk, where /tmp is memory."""
 _QUOTED = re.compile(r"\s+")
@@ -157,28 +171,32 @@ class Skopeo:
         store: Path,
         timeout_seconds: float,
     ) -> Pulled:
-        """Copy an image of a registry: documents into scratch, blobs into a tenant's store.
+        """Copy an image of a registry into a tenant's store of blobs.
 
         Raises:
             NotFound, PermissionDenied, Unavailable: see `explain`.
         """
         source = f"{_base(reference.location)}@{resolved.digest}"
-        layout = scratch / "pulled"
-        temporary = scratch / "work"
-        layout.mkdir()
+        # skopeo renames blobs from the layout to the store: both must be on one mount.
+        layout, temporary = store / PULLS / scratch.name, scratch / "work"
+        layout.mkdir(parents=True)
         temporary.mkdir(exist_ok=True)
-        store.mkdir(parents=True, exist_ok=True)
         sandbox = Sandbox(
             network=True,
-            writable={"/scratch": layout, "/store": store, _TEMPORARY: temporary},
+            writable={"/store": store, _TEMPORARY: temporary},
             file_bytes=self._file_bytes,
         )
         command = self._command("copy", reference.location, prefix="src-")
         command += ["--quiet", "--dest-shared-blob-dir", "/store", f"docker://{source}"]
-        await self._copy(sandbox, [*command, "oci:/scratch:image"], source, timeout_seconds)
-        # Docker's manifests are rewritten as OCI's on the way: same configuration, same layers.
-        _, pulled = resolve_layout_in(layout, store)
-        return pulled
+        command += [f"oci:/store/{PULLS}/{scratch.name}:image"]
+        try:
+            done = await run(sandbox.argv(command), timeout_seconds=timeout_seconds, check=False)
+            if done.status != 0:
+                raise explain(source, done.stderr_tail)
+            # Docker's manifests are rewritten as OCI's on the way: same configuration and layers.
+            return await asyncio.to_thread(_read_pulled, layout, store / "sha256")
+        finally:
+            await asyncio.to_thread(shutil.rmtree, layout, ignore_errors=True)
 
     async def unpack_archive(
         self, path: Path, transport: Transport, name: str, *, scratch: Path, timeout_seconds: float
@@ -207,21 +225,10 @@ class Skopeo:
             raise _explain_archive(path, name, done)
         return read_directory(target)
 
-    async def _copy(
-        self, sandbox: Sandbox, command: Sequence[str], image: str, timeout_seconds: float
-    ) -> None:
-        done = await run(sandbox.argv(command), timeout_seconds=timeout_seconds, check=False)
-        if done.status != 0:
-            raise explain(image, done.stderr_tail)
 
-
-def resolve_layout_in(layout: Path, store: Path) -> tuple[Resolved, Pulled]:
-    """Read a layout whose blobs are in a store beside it."""
-    blobs = layout / "blobs"
-    if not blobs.exists():
-        blobs.symlink_to(store)
-    resolved, pulled = resolve_layout(layout, "image")
-    return resolved, Pulled(manifest=pulled.manifest, blobs=store / "sha256")
+def _read_pulled(layout: Path, blobs: Path) -> Pulled:
+    descriptor = choose_named(read_file(layout / "index.json"), "image")
+    return Pulled(manifest=read_blob(blobs, descriptor), blobs=blobs)
 
 
 def _explain_archive(path: Path, name: str, done: Completed) -> IronError:
