@@ -49,7 +49,6 @@ from ironworks.runtime.workflows import Queue, Workflows
 from ironworks.storage.schema import ensure_current
 from ironworks.storage.sql import Database
 
-
 QUEUE_POLL_SECONDS = 0.4
 """A job waits 0.2 s for its start on average; two queues at 0.2 s cost 3% of a core for ever."""
 

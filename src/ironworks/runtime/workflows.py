@@ -160,9 +160,12 @@ class _ForwardLog(logging.Handler):
     """Hands on what DBOS logs, but for runs that ended in our errors: their outcome says it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.exc_info and isinstance(record.exc_info[1], IronError):
+        message = record.getMessage()
+        expected = record.exc_info and isinstance(record.exc_info[1], IronError)
+        # Said of every run that is under way when the engine stops; the next start goes on with it.
+        if expected or message.startswith("Asyncio task cancelled"):
             return
-        _log.log(record.levelno, "workflow_engine", detail=record.getMessage())
+        _log.log(record.levelno, "workflow_engine", detail=message)
 
 
 class Run:
