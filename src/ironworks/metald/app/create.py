@@ -28,6 +28,7 @@ from ironworks.model.errors import (
     ResourceExhausted,
 )
 from ironworks.model.ids import check_id, new_id
+from ironworks.model.units import format_bytes
 from ironworks.storage import idempotency
 
 SLOT_TRIES = 16
@@ -56,6 +57,12 @@ async def create_vm(
         check_id(vm_id, "vm", "vm_id")
     if not context.probe.available:
         raise FailedPrecondition(f"This host cannot run VMs: {context.probe.sentence}")
+    smallest_bytes = context.probe.capabilities.min_memory_bytes
+    if spec.memory_bytes < smallest_bytes:
+        raise InvalidRequest(
+            f"A guest of this host does not boot with {format_bytes(spec.memory_bytes)} of memory.",
+            hint=f"Give it at least {format_bytes(smallest_bytes)}.",
+        )
     lease = _wanted_assets(context, spec)
     wanted_id = vm_id or new_id("vm", context.clock, context.entropy)
     admitted = await context.db.write(
@@ -120,14 +127,8 @@ def _admit(
             )
         return _Admitted(vm=existing, lease=lease, fresh=False)
     memory_bytes = spec.memory_bytes + context.probe.capabilities.memory_overhead_bytes
-    denial = decide.admit(
-        Resources(vcpus=spec.vcpus, memory_bytes=memory_bytes, vms=1),
-        taken=store.committed(connection),
-        limits=context.limits,
-        host_state=context.host.state,
-        host_reason=context.host.reason,
-    )
-    if denial is not None:
+    want = Resources(vcpus=spec.vcpus, memory_bytes=memory_bytes, vms=1)
+    if (denial := _denial(context, connection, want)) is not None:
         raise denial
     requested = Vm(
         vm_id=vm_id,
@@ -150,6 +151,16 @@ def _admit(
     )
     store.update_vm(connection, creating, decided_on=requested.generation, line=line)
     return _Admitted(vm=creating, lease=lease, fresh=True)
+
+
+def _denial(context: Context, connection: Connection, want: Resources) -> IronError | None:
+    return decide.admit(
+        want,
+        taken=store.committed(connection),
+        limits=context.limits,
+        host_state=context.host.state,
+        host_reason=context.host.reason,
+    )
 
 
 def _free_slot(context: Context, connection: Connection, above: int | None = None) -> int:

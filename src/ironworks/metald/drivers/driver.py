@@ -71,6 +71,8 @@ class Capabilities:
     boots_bzimage: bool
     """False: the kernel must be an uncompressed ELF."""
     max_vcpus: int
+    min_memory_bytes: int = 0
+    """Below it the guest kernel does not boot."""
     memory_overhead_bytes: int = 256 * 1024 * 1024
     """What the VMM itself may need beside the guest's memory: on top in admission and cgroup."""
     needs_kernel: bool = True

@@ -223,3 +223,14 @@ async def test_a_fault_of_ours_is_undone_too(w: World) -> None:
     w.faults.error = ZeroDivisionError("a fault")
     error = await refused(w, Internal)
     assert "a fault" not in str(error)
+
+
+async def test_less_memory_than_the_guest_kernel_boots_with_is_refused(w: World) -> None:
+    kind = w.context.chosen
+    probe = w.context.probe
+    capabilities = replace(probe.capabilities, min_memory_bytes=96 * MIB)
+    w.context.probes = {**w.context.probes, kind: replace(probe, capabilities=capabilities)}
+    spec = replace(vm_spec(), memory_bytes=64 * MIB)
+    with pytest.raises(InvalidRequest, match=r"64\.0 MiB of memory\. Give it at least 96\.0 MiB"):
+        await create.create_vm(w.context, tenant_id=TENANT, vm_id="", spec=spec, idempotency_key="")
+    assert await w.left() == {}

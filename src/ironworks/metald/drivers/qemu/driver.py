@@ -69,6 +69,9 @@ from ironworks.runtime.clock import Clock
 from ironworks.runtime.tasks import Tasks
 
 MAX_VCPUS = 32
+MIN_MEMORY_BYTES = 96 * MIB
+"""Debian's kernel with our initrd does not boot with 64 MiB, and does with 80."""
+
 NETNS_DIRECTORY = Path("/run/netns")
 _STATUS_DESCRIPTOR = 13
 _OVERHEAD_BYTES: Mapping[Accel, int] = {Accel.TCG: 288 * MIB, Accel.KVM: 96 * MIB}
@@ -248,6 +251,7 @@ def _capabilities(accel: Accel) -> Capabilities:
         block_counters=True,
         boots_bzimage=True,
         max_vcpus=MAX_VCPUS,
+        min_memory_bytes=MIN_MEMORY_BYTES,
         memory_overhead_bytes=_OVERHEAD_BYTES[accel],
     )
 
