@@ -203,6 +203,11 @@ class Worker:
             await self._fail(build_id, scratch, error)
         except OSError as error:
             await self._fail(build_id, scratch, _of_os(error))
+        except Exception:  # noqa: BLE001 - logged, and told as a fault of ours
+            # It must not be taken up again for ever.
+            _log.exception("build_crashed", build=build_id)
+            fault = Internal("The build failed unexpectedly.", hint="See builderd's log.")
+            await self._fail(build_id, scratch, fault)
 
     async def _fail(self, build_id: str, scratch: Path, error: IronError) -> None:
         await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)

@@ -15,7 +15,6 @@ from ironworks.builderd.flatten.plan import Flattened
 from ironworks.builderd.sources.documents import host_architecture
 from ironworks.builderd.types import Build, BuilderSettings, ImageConfig, LogLine, RootfsFormat
 from ironworks.builderd.worker import Worker
-from ironworks.model.errors import IronError
 from ironworks.runtime.clock import SystemClock, SystemEntropy
 from ironworks.runtime.tasks import Tasks
 from ironworks.storage.migrate import upgrade
@@ -32,7 +31,7 @@ class FakeAssets:
 
     staging: Path
     usable: set[str] = field(default_factory=set[str])
-    failures: list[IronError] = field(default_factory=list[IronError])
+    failures: list[Exception] = field(default_factory=list[Exception])
     gate: asyncio.Event | None = None
 
     async def is_usable(self, tenant_id: str, asset_id: str) -> bool:

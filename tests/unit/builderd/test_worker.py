@@ -49,6 +49,14 @@ async def test_a_lasting_fault_fails_the_build(world: BuildWorld) -> None:
     assert list(world.worker.scratch_dir.iterdir()) == []
 
 
+async def test_a_fault_of_ours_ends_the_build_too(world: BuildWorld) -> None:
+    world.assets.failures = [ValueError("a bug")]
+    ended = await world.end(await world.create(world.image()))
+    assert ended.failure is not None
+    assert ended.failure.code == "internal"
+    assert "a bug" not in ended.failure.message
+
+
 async def test_what_is_gone_is_built_again(world: BuildWorld) -> None:
     reference = world.image()
     first = await world.end(await world.create(reference))
