@@ -208,10 +208,10 @@ static int pump(struct log *log)
 	for (ssize_t done = 0; done < got; done += put) {
 		size_t part = (size_t)(got - done);
 
-		if (log->size >= log->max)
-			halve(log);
 		if ((off_t)part > log->max / 2)
 			part = (size_t)(log->max / 2);
+		if (log->size + (off_t)part > log->max)
+			halve(log);
 		/* A full disk costs the output, not the VM. */
 		put = pwrite(log->file, buffer + done, part, log->size);
 		if (put <= 0)
