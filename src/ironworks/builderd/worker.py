@@ -168,8 +168,8 @@ class Worker:
         try:
             await self._run(build_id, scratch)
         except asyncio.CancelledError:
-            build = await asyncio.shield(self._read(build_id))
-            if not build.ended:
+            build = await asyncio.shield(self._find(build_id))
+            if build is not None and not build.ended:
                 raise  # the service stops; its next life takes the build up again
             task.uncancel()
         finally:
@@ -178,13 +178,14 @@ class Worker:
             await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
 
     async def _run(self, build_id: str, scratch: Path) -> None:
-        build = await self._read(build_id)
-        if build.ended:
+        waiting = await self._find(build_id)
+        if waiting is None or waiting.ended:
             return
+        build = waiting
         try:
             await asyncio.to_thread(_make_empty, scratch)
             build = await self._write(
-                build, lambda now: take_up(build, self._name, now), f"Taken up by {self._name}."
+                build, lambda now: take_up(waiting, self._name, now), f"Taken up by {self._name}."
             )
             async with asyncio.timeout(build.timeout_seconds):
                 await self._stages(build, scratch)
@@ -211,8 +212,8 @@ class Worker:
 
     async def _fail(self, build_id: str, scratch: Path, error: IronError) -> None:
         await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
-        build = await self._read(build_id)
-        if build.ended:
+        build = await self._find(build_id)
+        if build is None or build.ended:
             return
         context = {f"ctx_{key}": value for key, value in error.context.items()}
         _log.info("build_failed", build=build_id, code=error.code, error=str(error), **context)
@@ -428,11 +429,9 @@ class Worker:
         self._changes.forget(before.build_id)
         return after
 
-    async def _read(self, build_id: str) -> Build:
-        build = await self._database.read(lambda connection: store.read_build(connection, build_id))
-        if build is None:
-            raise NotFound(f"Build {build_id} is not known here.")
-        return build
+    async def _find(self, build_id: str) -> Build | None:
+        """The record; None if it has been deleted meanwhile."""
+        return await self._database.read(lambda connection: store.read_build(connection, build_id))
 
 
 def _make_empty(path: Path) -> None:

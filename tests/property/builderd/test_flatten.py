@@ -114,6 +114,13 @@ def test_the_tree_is_what_the_specification_says(layers: list[list[Entry]]) -> N
         # a layer that first puts a file below what it hides as a file.
         assert any(entry.path[-1].startswith(b".wh.") for layer in layers for entry in layer)
         return
+    assert {path: kind for path, (kind, _) in found.items()} == {
+        path: entry.kind for path, entry in expected.items()
+    }
+    if any(entry.path[-1].startswith(b".wh.") for layer in layers for entry in layer):
+        # A directory that its layer first enters and then hides keeps its mode here and with umoci,
+        # and is made anew if the whiteout stands first: the specification does not say which.
+        return
     assert found == {path: (entry.kind, entry.mode) for path, entry in expected.items()}
 
 
