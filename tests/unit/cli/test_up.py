@@ -76,5 +76,6 @@ def test_a_supervisor_that_does_not_stop_is_said_so(
     monkeypatch.setattr(up, "DOWN_SECONDS", 0.3)
     with pytest.raises(DeadlineExceeded, match="did not stop within"):
         up.down(data_dir=tmp_path)
+    monkeypatch.undo()
     holder.kill()
     holder.wait()
