@@ -27,6 +27,7 @@ from ironworks.runtime.supervise import Child, Supervisor
 
 START_ORDER = ("assetmanagerd", "gatewayd", "aggregatord", "billaged", "builderd", "metald")
 ENVOY = "envoy"
+PORTS_FILE = "ports.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +111,24 @@ def wanted_ports(settings: Settings) -> dict[str, int]:
     return wanted
 
 
+def ports_before(data_dir: Path) -> dict[str, int]:
+    """Ports of the run before; none where there was none, or the file is damaged."""
+    try:
+        content: object = json.loads((data_dir / "run" / PORTS_FILE).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(content, dict):
+        return {}
+    read = cast("dict[str, object]", content)
+    return {name: port for name, port in read.items() if isinstance(port, int)}
+
+
+def _remember_ports(data_dir: Path, chosen: Mapping[str, int]) -> None:
+    beside = data_dir / "run" / f".{PORTS_FILE}"
+    beside.write_text(json.dumps(chosen))
+    beside.replace(data_dir / "run" / PORTS_FILE)
+
+
 def environment(settings: Settings, chosen: Mapping[str, int]) -> dict[str, str]:
     """What the services are told."""
     urls = {
@@ -175,7 +194,13 @@ async def run(settings: Settings, *, on_ready: Callable[[PlatformFile], None]) -
     preflight.check_all(settings.data_dir, settings.guest_dir)
     with data_dir_lock(settings.data_dir), ports.Reservations() as reservations:
         wanted = wanted_ports(settings)
-        chosen = ports.choose(settings.listen_host, wanted, take=reservations.take)
+        chosen = ports.choose(
+            settings.listen_host,
+            wanted,
+            take=reservations.take,
+            before=ports_before(settings.data_dir),
+        )
+        _remember_ports(settings.data_dir, chosen)
         ensure_service_keys(settings.data_dir)
         env = environment(settings, chosen)
         stop = asyncio.Event()

@@ -85,6 +85,7 @@ def choose(
     wanted: Mapping[str, int],
     *,
     take: Callable[[str, int], bool],
+    before: Mapping[str, int] | None = None,
     other: Callable[[str], int] = any_free,
 ) -> dict[str, int]:
     """A port for every name of `DEFAULT_PORTS`, each taken.
@@ -93,6 +94,7 @@ def choose(
         host: Address to bind.
         wanted: Ports that the operator set: these, or none.
         take: Takes a port if it is free; `Reservations.take`.
+        before: Ports of the run before: kept if they are free, so that URLs outlive a restart.
         other: Answers another port that may be free.
 
     Raises:
@@ -110,7 +112,7 @@ def choose(
     for name, default in DEFAULT_PORTS.items():
         if name in chosen:
             continue
-        port = default
+        port = (before or {}).get(name, default)
         for _ in range(MAX_TRIES):
             if take(host, port):
                 break

@@ -68,6 +68,14 @@ def test_no_platform_runs_where_there_is_no_file_or_a_damaged_one(tmp_path: Path
             platform.read_platform_file(tmp_path)
 
 
+def test_ports_of_a_damaged_file_are_forgotten(tmp_path: Path) -> None:
+    assert platform.ports_before(tmp_path) == {}
+    (tmp_path / "run").mkdir()
+    for text, ports in (("{", {}), ("[1]", {}), ('{"edge": 5000, "x": "y"}', {"edge": 5000})):
+        (tmp_path / "run" / platform.PORTS_FILE).write_text(text)
+        assert platform.ports_before(tmp_path) == ports
+
+
 async def test_what_is_missing_is_said_before_anything_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,6 +49,12 @@ def test_a_port_that_was_set_is_given_to_nobody_else() -> None:
     assert (chosen["edge"], chosen["metald"]) == (8080, 40000)
 
 
+def test_a_restart_keeps_its_ports_if_they_are_free() -> None:
+    before = {"edge": 5000, "metald": 5001}
+    chosen = choose("h", {}, take=Ports({5001}).take, before=before, other=lambda _host: 40000)
+    assert (chosen["edge"], chosen["metald"]) == (5000, 40000)
+
+
 def test_it_ends_when_nothing_is_free() -> None:
     with pytest.raises(PortTaken, match="No free port"):
         choose("h", {}, take=lambda _host, _port: False, other=lambda _host: 40000)
