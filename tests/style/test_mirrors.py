@@ -12,7 +12,7 @@ NOT_MIRRORED = {"gen", "migrations", "testkit", "sync"}
 NOTHING_TO_TEST = {"__init__", "__main__", "types", "tables", "settings", "service"}
 """Declarations; and composition roots, which integration tests start."""
 KINDS = ("unit", "property", "conformance", "simulation", "integration", "vm")
-MOST_UNTESTED = 7
+MOST_UNTESTED = 0
 """Lower it with the list; never raise it."""
 
 
