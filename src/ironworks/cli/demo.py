@@ -81,6 +81,7 @@ class Demo:
         settings = load(Settings)
         story = self._story
         story.step(1, "This machine")
+        preflight.check_root()
         for left in await sweep():
             story.say(f"removed what a demo that was killed had left: {left}")
         data_dir = make_directory("demo")
