@@ -53,6 +53,7 @@ from ironworks.model.errors import (
     NotFound,
     all_errors,
 )
+from ironworks.runtime.identity.caller import current_request_id, request_id_var
 
 if TYPE_CHECKING:
     from dbos import DBOSConfig, WorkflowStatus
@@ -65,6 +66,7 @@ _log = structlog.stdlib.get_logger()
 _APPLICATION_VERSION = "1"
 _ERROR_MARK = "\x00error"
 MAX_RECOVERIES = 100
+_REQUEST_ID, _ARGUMENT = "request_id", "argument"
 """Crashes that one run survives; after that it is given up, since it is what kills the process."""
 
 
@@ -171,8 +173,10 @@ class _ForwardLog(logging.Handler):
 class Run:
     """One run of a workflow: what its function gets to do effects with."""
 
-    def __init__(self, workflow_id: str, engine: Workflows) -> None:
+    def __init__(self, workflow_id: str, request_id: str, engine: Workflows) -> None:
         self.workflow_id = workflow_id
+        self.request_id = request_id
+        """Of the request that submitted it; its steps' calls and log lines carry it on."""
         self._engine = engine
 
     async def step(self, name: str, effect: Callable[[], Awaitable[_T]]) -> _T:
@@ -186,7 +190,7 @@ class Run:
             IronError: what the effect raised, now or in an earlier life. Anything else that it
                 raises becomes Internal, in both lives alike, and is logged.
         """
-        return await self._engine.run_step(self.workflow_id, name, effect)
+        return await self._engine.run_step(self, name, effect)
 
 
 class Workflows:
@@ -220,7 +224,7 @@ class Workflows:
         self._executor_id = executor_id
         self._poll_seconds = poll_seconds
         self._functions: dict[str, WorkflowFunction] = {}
-        self._wrapped: dict[str, Callable[[Json], Any]] = {}
+        self._wrapped: dict[str, Callable[[dict[str, Json]], Any]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._bodies: set[asyncio.Task[Any]] = set()
 
@@ -280,7 +284,9 @@ class Workflows:
             raise NotFound(f"There is no workflow {name} or no queue {queue} in {self._name}.")
         if not partition or not workflow_id:
             raise InvalidRequest("A run needs an id and a partition.")
-        await asyncio.to_thread(self._enqueue, name, workflow_id, argument, queue, partition)
+        await asyncio.to_thread(
+            self._enqueue, name, workflow_id, argument, queue, partition, current_request_id()
+        )
 
     async def cancel(self, workflow_id: str) -> None:
         """End a run: queued, it never starts; running, it ends before its next step.
@@ -324,27 +330,29 @@ class Workflows:
 
         await asyncio.to_thread(DBOS.delete_workflows, list(workflow_ids))
 
-    async def run_step(
-        self, workflow_id: str, name: str, effect: Callable[[], Awaitable[_T]]
-    ) -> _T:
+    async def run_step(self, run: Run, name: str, effect: Callable[[], Awaitable[_T]]) -> _T:
         """`Run.step`: on DBOS's loop, its body on the service's."""
         from dbos import DBOS, StepOptions  # noqa: PLC0415 - see "Cost"
 
         async def cross() -> _T:
             if self._loop is None:
                 raise asyncio.CancelledError
-            body = self._body(workflow_id, name, effect)
+            body = self._body(run, name, effect)
             future = asyncio.run_coroutine_threadsafe(body, self._loop)
             return await asyncio.wrap_future(future)
 
         return await DBOS.run_step_async(StepOptions(name=name), cross)
 
-    async def _body(self, workflow_id: str, name: str, effect: Callable[[], Awaitable[_T]]) -> _T:
+    async def _body(self, run: Run, name: str, effect: Callable[[], Awaitable[_T]]) -> _T:
         task = asyncio.current_task()
         if task is not None:
             self._bodies.add(task)
             task.add_done_callback(self._bodies.discard)
-        with structlog.contextvars.bound_contextvars(workflow_id=workflow_id, step=name):
+        # A task of its own: what is set here ends with it.
+        request_id_var.set(run.request_id)
+        with structlog.contextvars.bound_contextvars(
+            workflow_id=run.workflow_id, step=name, request_id=run.request_id
+        ):
             try:
                 return await effect()
             except IronError:
@@ -356,12 +364,19 @@ class Workflows:
                 ) from error
 
     def _enqueue(
-        self, name: str, workflow_id: str, argument: Json, queue: str, partition: str
+        self,
+        name: str,
+        workflow_id: str,
+        argument: Json,
+        queue: str,
+        partition: str,
+        request_id: str,
     ) -> None:
         from dbos import DBOS, SetEnqueueOptions, SetWorkflowID  # noqa: PLC0415 - see "Cost"
 
         with SetWorkflowID(workflow_id), SetEnqueueOptions(queue_partition_key=partition):
-            DBOS.enqueue_workflow(queue, self._wrapped[name], argument)
+            record = {_REQUEST_ID: request_id, _ARGUMENT: argument}
+            DBOS.enqueue_workflow(queue, self._wrapped[name], record)
 
     def _launch(self) -> None:
         from dbos import DBOS  # noqa: PLC0415 - see "Cost"
@@ -403,14 +418,15 @@ class Workflows:
             "max_executor_threads": 16,
         }
 
-    def _wrap(self, name: str, function: WorkflowFunction) -> Callable[[Json], Any]:
+    def _wrap(self, name: str, function: WorkflowFunction) -> Callable[[dict[str, Json]], Any]:
         from dbos import DBOS  # noqa: PLC0415 - see "Cost"
 
-        async def run(argument: Json) -> Json:
+        async def run(record: dict[str, Json]) -> Json:
             workflow_id = DBOS.workflow_id
             if workflow_id is None:
                 raise Internal("A workflow ran without an id.")
-            return await function(Run(workflow_id, self), argument)
+            started = Run(workflow_id, str(record[_REQUEST_ID]), self)
+            return await function(started, record[_ARGUMENT])
 
         run.__qualname__ = name
         return DBOS.workflow(name=name, max_recovery_attempts=MAX_RECOVERIES)(run)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ironworks.model.errors import FailedPrecondition, Internal, NotFound
+from ironworks.runtime.identity.caller import current_request_id, request_id_var
 from ironworks.runtime.workflows import ENDED, Json, Outcome, Queue, Run, Workflows, WorkflowState
 
 POLL_SECONDS = 0.02
@@ -66,6 +67,29 @@ async def test_a_run_answers_and_its_id_is_used_once(tmp_path: Path) -> None:
         assert await workflows.unfinished() == []
         assert effects == [21]
     finally:
+        await workflows.stop()
+
+
+async def test_the_steps_of_a_run_carry_the_id_of_the_request_that_asked_for_it(
+    tmp_path: Path,
+) -> None:
+    async def asking(run: Run, argument: Json) -> Json:
+        del argument
+
+        async def effect() -> str:
+            return current_request_id()
+
+        return [run.request_id, await run.step("ask", effect)]
+
+    workflows = engine(tmp_path)
+    workflows.register("asking", asking)
+    await workflows.start()
+    request_id_var.set("req-of-the-caller")
+    try:
+        await workflows.submit("asking", "one", None, queue="work", partition="a")
+        assert (await ended(workflows, "one")).answer == ["req-of-the-caller"] * 2
+    finally:
+        request_id_var.set("")
         await workflows.stop()
 
 

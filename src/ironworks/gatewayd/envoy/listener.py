@@ -181,6 +181,8 @@ def _connection_manager(edge: Edge, rds: dict[str, Any]) -> dict[str, Any]:
         use_remote_address=True,
         server_name="ironworks",
         generate_request_id=True,
+        # The SDK's id is in the client's hands and in our logs; services check its form.
+        preserve_external_request_id=True,
         always_set_request_id_in_response=True,
         normalize_path=True,
         common_http_protocol_options={

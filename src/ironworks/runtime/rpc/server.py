@@ -7,6 +7,7 @@ table, request id. (A gate made of RPC interceptors is easy to forget for stream
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -17,7 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 
 from ironworks.model.errors import IronError, NotFound, Unauthenticated
 from ironworks.model.ids import new_id
-from ironworks.model.units import NS_PER_SECOND
+from ironworks.model.units import NS_PER_MS, NS_PER_SECOND
 from ironworks.runtime import access
 from ironworks.runtime.clock import Clock, Entropy
 from ironworks.runtime.identity.caller import ANONYMOUS, Caller, caller_var, request_id_var
@@ -149,10 +150,12 @@ class RpcServer:
         method = path.removeprefix("/")
         known = application is not None and method in access.ACCESS
         request_id = _header(scope, b"x-request-id")
+        # What a loop asks for by itself comes without an id, every few seconds: not worth a line.
+        level = logging.INFO if request_id else logging.DEBUG
         if not _REQUEST_ID.fullmatch(request_id):
             request_id = new_id("req", self._clock, self._entropy)
         began_ns = self._clock.monotonic_ns()
-        status = 500
+        status, caller = 500, ANONYMOUS
 
         async def counting_send(message: dict[str, Any]) -> None:
             nonlocal status
@@ -169,16 +172,26 @@ class RpcServer:
         try:
             if application is None:
                 raise NotFound(f"There is no method {path[:200]!r} here.")
-            caller_var.set(self.identify(scope, method))
+            caller = self.identify(scope, method)
+            caller_var.set(caller)
             await application(scope, receive, counting_send)
         except IronError as error:
             if not isinstance(error, Unauthenticated | NotFound):
                 _log.warning("refused", method=method, code=error.code, **private(error))
             await answer_error(counting_send, error)
         finally:
-            structlog.contextvars.unbind_contextvars("request_id")
             # Paths that callers invent must not become metric labels.
             label = method if known else "unknown"
             elapsed_ns = self._clock.monotonic_ns() - began_ns
             self._requests.labels(label, str(status)).inc()
             self._seconds.labels(label).observe(elapsed_ns / NS_PER_SECOND)
+            _log.log(
+                level,
+                "request",
+                method=label,
+                status=status,
+                caller=caller.subject,
+                tenant_id=caller.tenant_id,
+                duration_ms=elapsed_ns // NS_PER_MS,
+            )
+            structlog.contextvars.unbind_contextvars("request_id")
