@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from ironworks.cli.main import (
     EXIT_BROKEN_PIPE,
@@ -147,7 +148,9 @@ def exit_statuses_page() -> str:
 
 def commands_page() -> str:
     """`cli.md`."""
-    text: str = make_app().generate_docs(output_format="markdown")
+    # The library takes the program's name from how Python was started; the page is about `iron`.
+    with patch.object(sys, "argv", ["iron"]):
+        text: str = make_app().generate_docs(output_format="markdown")
     _, _, body = text.partition("\n")
     return f"{NOTE}# Commands\n{body.rstrip()}\n"
 

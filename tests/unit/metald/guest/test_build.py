@@ -34,7 +34,7 @@ def packages(tmp_path: Path, host_guest: Guest) -> Path:
     directory = tmp_path / "guest"
     (directory / "packages").mkdir(parents=True)
     for package in (DEFAULT_DIR / "packages").glob("*.deb"):
-        (directory / "packages" / package.name).hardlink_to(package)
+        shutil.copyfile(package, directory / "packages" / package.name)
     return directory
 
 
