@@ -21,6 +21,7 @@ from typing import BinaryIO, cast
 from ironworks.machine.platform import PlatformFile, read_platform_file
 from ironworks.machine.purge import purge
 from ironworks.model.errors import DeadlineExceeded, FailedPrecondition, NotFound
+from ironworks.runtime.process import start_ticks
 
 PARENT = Path("/var/tmp")  # noqa: S108 - directories in it are made by mkdtemp, mode 0700
 PREFIX = "ironworks-"
@@ -29,16 +30,6 @@ START_SECONDS = 120
 STOP_SECONDS = 30
 _LOG = "supervisor.log"
 _POLL_SECONDS = 0.05
-
-
-def start_ticks(pid: int) -> int:
-    """When a process began, in ticks since boot; 0 if there is none. With the pid, an identity."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return 0
-    # Field 22; the second field is in parentheses and may hold anything.
-    return int(stat.rpartition(")")[2].split()[19])
 
 
 def is_orphan(directory: Path) -> bool:

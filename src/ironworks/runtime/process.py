@@ -16,6 +16,21 @@ MAX_OUTPUT_BYTES = 8 * 1024 * 1024
 _TAIL_CHARS = 2000
 
 
+_START_TIME_FIELD = 22 - 3
+"""Index of field 22 of `/proc/<pid>/stat` among what follows the program's name."""
+
+
+def start_ticks(pid: int) -> int | None:
+    """Start time of a live process in clock ticks; None if it is gone or a zombie."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    # The name stands in parentheses and may itself have spaces and parentheses.
+    fields = text.rpartition(")")[2].split()
+    return None if fields[0] in {"Z", "X"} else int(fields[_START_TIME_FIELD])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completed:
     """What a program left: its exit status (negative: the signal) and its output, bounded."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ironworks.machine import temporary
+from ironworks.runtime.process import start_ticks
 
 
 @pytest.fixture(autouse=True)
@@ -27,17 +28,20 @@ def test_a_directory_belongs_to_the_process_that_made_it(parent: Path) -> None:
 
 def test_a_pid_that_was_given_to_another_process_is_not_the_owner() -> None:
     directory = temporary.make_directory("x")
-    owner = {"pid": os.getpid(), "start_ticks": temporary.start_ticks(os.getpid()) - 1}
+    own = start_ticks(os.getpid())
+    assert own is not None
+    owner = {"pid": os.getpid(), "start_ticks": own - 1}
     (directory / temporary.OWNER_FILE).write_text(json.dumps(owner))
     assert temporary.is_orphan(directory)
 
 
 def test_an_owner_that_has_ended() -> None:
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ticks = temporary.start_ticks(ended.pid)
-    assert ticks > 0
-    ended.wait()
-    assert temporary.start_ticks(ended.pid) == 0
+    directory = temporary.make_directory("x")
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        owner = {"pid": process.pid, "start_ticks": start_ticks(process.pid)}
+        (directory / temporary.OWNER_FILE).write_text(json.dumps(owner))
+        assert not temporary.is_orphan(directory)
+    assert temporary.is_orphan(directory)
 
 
 def test_a_directory_of_somebody_else_is_no_orphan(parent: Path) -> None:

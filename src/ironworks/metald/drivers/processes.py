@@ -14,28 +14,16 @@ from ironworks.metald.drivers.driver import (
     CONSOLE_TAIL_LINES,
     Evidence,
 )
+from ironworks.runtime.process import start_ticks
 
 _TAIL_BYTES = 64 * 1024
 _PRINTABLE_FROM = " "
-_START_TIME_FIELD = 22 - 3
-"""Index of field 22 of `/proc/<pid>/stat` among what follows the program's name."""
 
 
 @cache
 def boot_id() -> str:
     """Id of this boot of the host."""
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-
-
-def start_ticks(pid: int) -> int | None:
-    """Start time of a live process in clock ticks; None if it is gone or a zombie."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    # The name stands in parentheses and may itself have spaces and parentheses.
-    fields = text.rpartition(")")[2].split()
-    return None if fields[0] in {"Z", "X"} else int(fields[_START_TIME_FIELD])
 
 
 def is_alive(evidence: Evidence) -> bool:

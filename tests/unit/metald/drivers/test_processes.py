@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from ironworks.metald.drivers.driver import DriverKind, Evidence
-from ironworks.metald.drivers.processes import VmmProcess, boot_id, is_alive, start_ticks, tail
+from ironworks.metald.drivers.processes import VmmProcess, boot_id, is_alive, tail
+from ironworks.runtime.process import start_ticks
 
 
 def spawn(tmp_path: Path, code: str) -> VmmProcess:

@@ -23,7 +23,6 @@ from ironworks.metald.drivers.processes import (
     VmmProcess,
     boot_id,
     is_alive,
-    start_ticks,
     tail,
 )
 from ironworks.metald.drivers.qemu.argv import (
@@ -66,6 +65,7 @@ from ironworks.metald.steps import Step, Steps
 from ironworks.model.errors import FailedPrecondition, IronError
 from ironworks.model.units import MIB
 from ironworks.runtime.clock import Clock
+from ironworks.runtime.process import start_ticks
 from ironworks.runtime.tasks import Tasks
 
 MAX_VCPUS = 32
