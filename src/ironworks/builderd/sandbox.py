@@ -141,11 +141,24 @@ async def run_flatten(
         )
     if "error" in last:
         raise _error(last)
-    raise Internal(
-        "The build's process died.",
-        hint="See builderd's log.",
-        context={"status": process.returncode, "stderr": said},
-    )
+    raise died(process.returncode, said)
+
+
+def died(status: int | None, said: str) -> IronError:
+    """Why a build's process ended without a word of its own.
+
+    Args:
+        status: Its exit status.
+        said: The end of its standard error.
+    """
+    context: dict[str, object] = {"status": status, "stderr": said}
+    if "bwrap:" in said and "namespace" in said:
+        return FailedPrecondition(
+            "This machine refuses user namespaces, and no build runs without its sandbox.",
+            hint="Raise the sysctl user.max_user_namespaces, and run the platform in no chroot.",
+            context=context,
+        )
+    return Internal("The build's process died.", hint="See builderd's log.", context=context)
 
 
 async def _converse(

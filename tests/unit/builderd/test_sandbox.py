@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ironworks.builderd.flatten.plan import Layer, Limits, Plan
-from ironworks.builderd.sandbox import Sandbox, run_flatten
-from ironworks.model.errors import Internal, InvalidRequest
+from ironworks.builderd.sandbox import Sandbox, died, run_flatten
+from ironworks.model.errors import FailedPrecondition, Internal, InvalidRequest
 from ironworks.runtime.process import Completed, run
 
 
@@ -82,3 +82,11 @@ async def test_a_process_that_dies_is_a_fault_of_ours(tmp_path: Path) -> None:
         )
     assert "absent" in str(caught.value.context["stderr"])
     assert "absent" not in str(caught.value)
+
+
+def test_a_machine_without_user_namespaces_is_said_so() -> None:
+    said = "bwrap: No permissions to create new namespace, likely because the kernel does not allow"
+    refused = died(1, said)
+    assert isinstance(refused, FailedPrecondition)
+    assert "user namespaces" in refused.message
+    assert isinstance(died(-9, "Killed"), Internal)
