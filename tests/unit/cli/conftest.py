@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from ironworks.cli.main import run
 from ironworks.testkit.fakeapi import OPERATOR_KEY, TENANT_KEY, FakeApi, running
@@ -57,6 +59,9 @@ async def iron(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> AsyncIterator[Iron]:
     """Commands of an owner of a tenant."""
+    # The platform lives in this process and would log to where the commands write.
+    only_faults = structlog.make_filtering_bound_logger(logging.WARNING)
+    structlog.configure(wrapper_class=only_faults)
     async with running(tmp_path / "data") as (api, settings):
         monkeypatch.setenv("IRONWORKS_API_URL", settings.gatewayd_url)
         monkeypatch.setenv("IRONWORKS_API_KEY", TENANT_KEY)
