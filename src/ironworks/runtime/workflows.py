@@ -37,6 +37,7 @@ import asyncio
 import json
 import logging
 import sqlite3
+import threading
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -65,8 +66,11 @@ _T = TypeVar("_T")
 _log = structlog.stdlib.get_logger()
 _APPLICATION_VERSION = "1"
 _ERROR_MARK = "\x00error"
-MAX_RECOVERIES = 100
 _REQUEST_ID, _ARGUMENT = "request_id", "argument"
+_QUEUE_THREAD = "queue-worker-"
+"""How DBOS names the threads that take runs from queues."""
+_JOIN_SECONDS = 10.0
+MAX_RECOVERIES = 100
 """Crashes that one run survives; after that it is given up, since it is what kills the process."""
 
 
@@ -227,6 +231,7 @@ class Workflows:
         self._wrapped: dict[str, Callable[[dict[str, Json]], Any]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._bodies: set[asyncio.Task[Any]] = set()
+        self._stop_queues: list[threading.Event] = []
 
     def register(self, name: str, function: WorkflowFunction) -> None:
         """Make `function` a workflow. All must be registered before `start`, which recovers runs.
@@ -386,7 +391,7 @@ class Workflows:
         engine_log.propagate = False
         if self._url.startswith("sqlite:"):
             _prepare_file(Path(self._url.removeprefix("sqlite:///")))
-        DBOS(config=self._config())
+        self._stop_queues = DBOS(config=self._config()).background_thread_stop_events
         for name, function in self._functions.items():
             self._wrapped[name] = self._wrap(name, function)
         DBOS.launch()
@@ -434,6 +439,13 @@ class Workflows:
     def _destroy(self) -> None:
         from dbos import DBOS  # noqa: PLC0415 - see "Cost"
 
+        # First, and to their end: DBOS closes its event loop before it waits for the threads of its
+        # queues, and a run that one of them takes in between would be started on a closed loop.
+        for event in self._stop_queues:
+            event.set()
+        for thread in threading.enumerate():
+            if thread.name.startswith(_QUEUE_THREAD):
+                thread.join(_JOIN_SECONDS)
         DBOS.destroy(destroy_registry=True)
 
 
