@@ -14,6 +14,21 @@ settings.register_profile("ironworks", deadline=None, print_blob=True)
 settings.load_profile("ironworks")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`./iron test --thorough`: before a release."""
+    parser.addoption(
+        "--thorough",
+        action="store_true",
+        help="as many kills, steps and sizes as a release needs: takes hours, not minutes",
+    )
+
+
+@pytest.fixture(scope="session")
+def thorough(request: pytest.FixtureRequest) -> bool:
+    """Whether this run does as much as a release needs."""
+    return bool(request.config.getoption("--thorough"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that need root say so when they are left out."""
     if os.geteuid() == 0:
