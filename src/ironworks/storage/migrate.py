@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Operations", "difference", "upgrade"]
 
+_LOCK = 0x49524F4E  # "IRON": PostgreSQL's advisory locks are numbers, one space for each database
+
 
 def _scripts(package: str) -> ScriptDirectory:
     directory = Path(str(resources.files(package)))
@@ -47,13 +49,15 @@ def upgrade(engine: Engine, package: str, to: str = "head") -> None:
         DataLoss: the migration broke references; nothing was changed.
     """
     scripts = _scripts(package)
+    service = package.split(".")[1]
     # Without foreign keys: SQLite rebuilds a table to change it, and deletes what refers to it.
     with engine.execution_options(iw_write=True, iw_migrate=True).begin() as connection:
+        _alone(connection)
         current = MigrationContext.configure(connection).get_current_revision()
         known = {script.revision for script in scripts.walk_revisions()}
         if current is not None and current not in known:
             raise FailedPrecondition(
-                f"The data of {package.split('.')[1]} was written by a newer Ironworks.",
+                f"The data of {service} was written by a newer Ironworks.",
                 hint="Start that version, or restore a backup that this one made.",
             )
 
@@ -65,16 +69,26 @@ def upgrade(engine: Engine, package: str, to: str = "head") -> None:
         with environment:
             environment.configure(connection=connection, fn=steps, render_as_batch=True)
             environment.run_migrations()
-        _check_references(connection, package)
+        _check_references(connection, service)
 
 
-def _check_references(connection: Connection, package: str) -> None:
+def _alone(connection: Connection) -> None:
+    """Wait until no other process migrates this database; SQLite has one writer anyhow."""
+    if connection.dialect.name != "postgresql":
+        return
+    # Whoever starts second waits for as long as the first one needs.
+    connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+    connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
+    connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
+
+
+def _check_references(connection: Connection, service: str) -> None:
     if connection.dialect.name != "sqlite":
         return
     broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
     if broken:
         raise DataLoss(
-            f"A migration of {package.split('.')[1]} would leave rows that refer to none.",
+            f"A migration of {service} would leave rows that refer to none.",
             hint="Nothing was changed. Go back to the version before, and report this.",
             context={"rows": [tuple(row) for row in broken[:20]], "count": len(broken)},
         )

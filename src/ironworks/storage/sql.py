@@ -1,22 +1,25 @@
 """Relational data: SQLite on one machine, PostgreSQL on many, through SQLAlchemy Core.
 
 Statements are plain functions that take a `Connection`; each `read` or `write` runs one of them
-in one transaction, off the event loop. SQLite has one writer: a thread of its own, BEGIN IMMEDIATE,
-so a decision made in a write sees nothing change under it. A commit is on disk (synchronous=FULL)
-before `write` returns.
+in one transaction, off the event loop. A decision made in a write sees nothing change under it:
+SQLite has one writer (a thread of its own, BEGIN IMMEDIATE), and on PostgreSQL writes are
+SERIALIZABLE and are run again when another one came first, so a statement must have no effect but
+on its connection. A commit is on disk before `write` returns.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.pool import QueuePool
 
 from ironworks.model.errors import (
@@ -24,12 +27,25 @@ from ironworks.model.errors import (
     DataLoss,
     FailedPrecondition,
     Internal,
+    InvalidRequest,
     IronError,
     Unavailable,
 )
+from ironworks.runtime.clock import SystemEntropy
 
 _T = TypeVar("_T")
 READERS = 2
+WRITE_ATTEMPTS = 12
+"""How often a write is run that PostgreSQL undoes because another one came first."""
+_MAX_PAUSE_SECONDS = 0.2
+_CONNECT_SECONDS = 5
+# What a service may wait for at most, when PostgreSQL or the way to it is slow or gone.
+_SESSION = (
+    "SET synchronous_commit = on",
+    "SET statement_timeout = '60s'",
+    "SET lock_timeout = '20s'",
+    "SET idle_in_transaction_session_timeout = '60s'",
+)
 _NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
     "uq": "uq_%(table_name)s_%(column_0_N_name)s",
@@ -47,6 +63,8 @@ _SQLITE_BUSY = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_PROTOCOL", "SQLITE_NOMEM
 _SQL_STATES_DISK = frozenset({"53100", "58030", "25006"})
 _SQL_STATES_DAMAGED = frozenset({"XX001", "XX002"})
 _SQL_STATES_BUSY = frozenset({"08", "40", "53", "55", "57"})
+_SQL_STATES_TEXT = frozenset({"", "22001", "22021"})
+_SQL_STATES_AGAIN = frozenset({"40001", "40P01"})
 
 
 def sqlite_url(path: Path) -> str:
@@ -55,14 +73,50 @@ def sqlite_url(path: Path) -> str:
 
 
 def make_engine(url: str) -> Engine:
-    """An engine with our pragmas and transaction rules."""
-    parsed = make_url(url)
-    if parsed.get_backend_name() != "sqlite":
-        return create_engine(parsed, pool_pre_ping=True)
-    if parsed.database:
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    """An engine with our pragmas and transaction rules.
+
+    Raises:
+        InvalidRequest: the URL is neither one of SQLite nor one of PostgreSQL.
+    """
+    with suppress(ArgumentError):
+        parsed = make_url(url)
+        if parsed.get_backend_name() == "sqlite":
+            return _sqlite_engine(parsed)
+        if parsed.get_backend_name() == "postgresql":
+            return _postgres_engine(parsed.set(drivername="postgresql+psycopg"))
+    # The URL is not repeated: it may have a password.
+    raise InvalidRequest(
+        "The URL of a database must begin with postgresql:// or sqlite:///.",
+        hint="Correct the setting …_database_url; empty is SQLite in the data directory.",
+    )
+
+
+def _postgres_engine(url: URL) -> Engine:
     engine = create_engine(
-        parsed,
+        url,
+        pool_pre_ping=True,
+        pool_size=READERS + 1,
+        connect_args={
+            "connect_timeout": _CONNECT_SECONDS,
+            "application_name": "ironworks",
+            "keepalives_idle": 30,
+            "tcp_user_timeout": 20_000,
+        },
+    )
+
+    def configure(connection: Any, _record: object) -> None:
+        connection.execute("; ".join(_SESSION))
+        connection.commit()
+
+    event.listen(engine, "connect", configure)
+    return engine
+
+
+def _sqlite_engine(url: URL) -> Engine:
+    if url.database:
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(
+        url,
         poolclass=QueuePool,
         pool_size=READERS + 1,
         connect_args={"timeout": 10, "check_same_thread": False, "isolation_level": None},
@@ -103,6 +157,24 @@ def mapped(work: Callable[[], _T]) -> _T:
         raise _ours(error) from error
 
 
+def _sql_state(error: DBAPIError) -> str:
+    """What PostgreSQL calls the error; empty if it was another one, or never reached it."""
+    return getattr(error.orig, "sqlstate", None) or ""
+
+
+def _again(work: Callable[[], _T]) -> _T:
+    """Do `work`; again, after a while of random length, if another write came first."""
+    pause, entropy = threading.Event(), SystemEntropy()
+    for attempt in range(1, WRITE_ATTEMPTS):
+        try:
+            return work()
+        except DBAPIError as error:
+            if _sql_state(error) not in _SQL_STATES_AGAIN:
+                raise
+        pause.wait(entropy.uniform(0, min(_MAX_PAUSE_SECONDS, 0.005 * 2**attempt)))
+    return work()
+
+
 def _ours(error: DBAPIError) -> IronError:
     """What the caller should do about an error of the database."""
     context = {"sql_error": str(error.orig), "statement": error.statement}
@@ -110,22 +182,58 @@ def _ours(error: DBAPIError) -> IronError:
         # Stores check before they write; what still collides lost a race.
         return Aborted("Another change came first; read again and repeat.", context=context)
     sqlite_name: str = getattr(error.orig, "sqlite_errorname", "")
-    sql_state: str = getattr(error.orig, "sqlstate", None) or ""
-    if sqlite_name.startswith(_SQLITE_DISK) or sql_state in _SQL_STATES_DISK:
-        return FailedPrecondition(
-            "The disk of the database is full, failing or not writable.",
-            hint="Free space in the data directory, then repeat the call.",
-            context=context,
+    if sqlite_name:
+        return _of_sqlite(sqlite_name, context)
+    return _of_postgres(error, _sql_state(error), context)
+
+
+def _of_sqlite(name: str, context: Mapping[str, object]) -> IronError:
+    if name.startswith(_SQLITE_DISK):
+        return _disk(context)
+    if name.startswith(_SQLITE_DAMAGED):
+        return _damaged(context)
+    if name.startswith(_SQLITE_BUSY):
+        return _busy(context)
+    return _wrong(context)
+
+
+def _of_postgres(error: DBAPIError, state: str, context: Mapping[str, object]) -> IronError:
+    if isinstance(error, DataError) and state in _SQL_STATES_TEXT:
+        return InvalidRequest(
+            "A text is too long to be stored, or has a NUL character.", context=context
         )
-    if sqlite_name.startswith(_SQLITE_DAMAGED) or sql_state in _SQL_STATES_DAMAGED:
-        return DataLoss(
-            "The database is damaged.", hint="Restore it from a backup.", context=context
-        )
-    if sqlite_name.startswith(_SQLITE_BUSY) or sql_state[:2] in _SQL_STATES_BUSY:
-        return Unavailable("The database is not reachable or busy.", context=context)
-    if not sqlite_name and not sql_state and isinstance(error, OperationalError):
-        # The connection itself failed, so nobody gave the error a code.
-        return Unavailable("The database is not reachable or busy.", context=context)
+    if state in _SQL_STATES_DISK:
+        return _disk(context)
+    if state in _SQL_STATES_DAMAGED:
+        return _damaged(context)
+    # Without a state the connection itself failed, so nobody gave the error one.
+    no_connection = not state and isinstance(error, OperationalError)
+    if no_connection or state[:2] in _SQL_STATES_BUSY:
+        return _busy(context)
+    return _wrong(context)
+
+
+def _disk(context: Mapping[str, object]) -> IronError:
+    return FailedPrecondition(
+        "The disk of the database is full, failing or not writable.",
+        hint="Free space in the data directory, then repeat the call.",
+        context=context,
+    )
+
+
+def _damaged(context: Mapping[str, object]) -> IronError:
+    return DataLoss("The database is damaged.", hint="Restore it from a backup.", context=context)
+
+
+def _busy(context: Mapping[str, object]) -> IronError:
+    return Unavailable(
+        "The database is not reachable or busy.",
+        hint="Repeat the call. If it stays so, look into the log: it has what the database said.",
+        context=context,
+    )
+
+
+def _wrong(context: Mapping[str, object]) -> IronError:
     # A statement that is wrong stays wrong: to repeat it helps nobody.
     return Internal("The database refused a statement of ours.", context=context)
 
@@ -137,6 +245,11 @@ class Database:
         self.engine = make_engine(url)
         self._read_engine = self.engine.execution_options(iw_read=True)
         self._write_engine = self.engine.execution_options(iw_write=True)
+        if self.engine.dialect.name == "postgresql":
+            self._read_engine = self.engine.execution_options(
+                isolation_level="REPEATABLE READ", postgresql_readonly=True
+            )
+            self._write_engine = self.engine.execution_options(isolation_level="SERIALIZABLE")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="sql-write")
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="sql-read")
 
@@ -158,17 +271,23 @@ class Database:
     async def write(self, statement: Callable[[Connection], _T]) -> _T:
         """Run `statement` in a writing transaction; durable when this returns.
 
+        On PostgreSQL it may run several times, and only the last one counts.
+
         Raises:
             Aborted: a constraint was hit: another change came first.
             FailedPrecondition: the disk is full, failing or not writable.
-            Unavailable: the database is not reachable.
+            Unavailable: the database is not reachable, or too many changes came first.
             DataLoss: the database is damaged.
+            InvalidRequest: a text is too long, or has a NUL character.
             Internal: the statement is wrong.
         """
 
-        def work() -> _T:
+        def once() -> _T:
             with self._write_engine.begin() as connection:
                 return statement(connection)
+
+        def work() -> _T:
+            return _again(once)
 
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._writer, mapped, work)

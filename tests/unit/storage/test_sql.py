@@ -3,10 +3,11 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
 
+import psycopg
 import pytest
 from sqlalchemy import Column, Connection, ForeignKey, Integer, MetaData, String, Table, select
 from sqlalchemy.exc import DBAPIError, OperationalError
@@ -16,6 +17,7 @@ from ironworks.model.errors import (
     DataLoss,
     FailedPrecondition,
     Internal,
+    InvalidRequest,
     IronError,
     NotFound,
     Unavailable,
@@ -35,8 +37,22 @@ PARTS = Table(
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database(sqlite_url(tmp_path / "made" / "store.db"))
+def database(database_url: str) -> Iterator[Database]:
+    yield from opened(database_url)
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path) -> Iterator[Database]:
+    yield from opened(sqlite_url(tmp_path / "made" / "store.db"))
+
+
+@pytest.fixture
+def postgres(postgres_url: str) -> Iterator[Database]:
+    yield from opened(postgres_url)
+
+
+def opened(url: str) -> Iterator[Database]:
+    database = Database(url)
     METADATA.create_all(database.engine)
     yield database
     database.close()
@@ -60,13 +76,13 @@ async def test_what_was_written_is_read(database: Database) -> None:
     assert await database.read(ids) == [1]
 
 
-async def test_a_commit_is_on_disk_before_it_is_answered(database: Database) -> None:
+async def test_a_commit_is_on_disk_before_it_is_answered(sqlite: Database) -> None:
     def settings(connection: Connection) -> list[object]:
         return [pragma(connection, name) for name in ("journal_mode", "synchronous")]
 
     full = 2
-    assert await database.write(settings) == ["wal", full]
-    assert await database.read(settings) == ["wal", full]
+    assert await sqlite.write(settings) == ["wal", full]
+    assert await sqlite.read(settings) == ["wal", full]
 
 
 @pytest.mark.parametrize("error", [NotFound("No such VM."), ValueError("a bug")])
@@ -107,9 +123,7 @@ async def test_nothing_changes_under_a_decision_made_in_a_write(database: Databa
         assert sorted([await one for one in decisions]) == list(range(1, 51))
 
 
-async def test_there_is_one_writer_even_between_processes(
-    database: Database, tmp_path: Path
-) -> None:
+async def test_there_is_one_writer_even_between_processes(sqlite: Database, tmp_path: Path) -> None:
     def write(connection: Connection) -> str:
         insert(connection)
         other = sqlite3.connect(tmp_path / "made" / "store.db", timeout=0, isolation_level=None)
@@ -121,7 +135,126 @@ async def test_there_is_one_writer_even_between_processes(
             other.close()
         return "began"
 
-    assert await database.write(write) == "SQLITE_BUSY"
+    assert await sqlite.write(write) == "SQLITE_BUSY"
+
+
+async def test_postgresql_commits_to_disk_and_bounds_what_it_waits_for(postgres: Database) -> None:
+    def settings(connection: Connection) -> list[object]:
+        names = ("synchronous_commit", "transaction_isolation", "statement_timeout")
+        return [connection.exec_driver_sql(f"SHOW {name}").scalar() for name in names]
+
+    assert await postgres.write(settings) == ["on", "serializable", "1min"]
+    assert await postgres.read(settings) == ["on", "repeatable read", "1min"]
+
+
+async def test_decisions_of_several_processes_see_nothing_change_under_them(
+    postgres: Database, postgres_url: str
+) -> None:
+    others = [Database(postgres_url) for _ in range(3)]
+
+    def decide(connection: Connection) -> int:
+        return insert(connection, max(ids(connection), default=0) + 1)
+
+    async with Tasks() as tasks:
+        decisions = [
+            tasks.start(each.write(decide), name="decide")
+            for each in (postgres, *others)
+            for _ in range(10)
+        ]
+        assert sorted([await one for one in decisions]) == list(range(1, 41))
+    for each in others:
+        each.close()
+
+
+async def test_a_decision_on_what_another_one_changes_is_made_again(
+    postgres: Database, postgres_url: str
+) -> None:
+    # Each looks at both rows and deletes one if both are there: neither hits the other's row.
+    await postgres.write(lambda it: [insert(it, row_id) for row_id in (1, 2)])
+    other = Database(postgres_url)
+    together = threading.Barrier(2, timeout=20)
+    waits = threading.local()
+
+    def leave_one(row_id: int) -> Callable[[Connection], bool]:
+        def decide(connection: Connection) -> bool:
+            both = len(ids(connection)) == 2
+            if not getattr(waits, "over", False):
+                waits.over = True
+                together.wait()
+            if both:
+                connection.execute(ROWS.delete().where(ROWS.c.id == row_id))
+            return both
+
+        return decide
+
+    async with Tasks() as tasks:
+        ours = tasks.start(postgres.write(leave_one(1)), name="one")
+        theirs = tasks.start(other.write(leave_one(2)), name="two")
+        assert sorted([await ours, await theirs]) == [False, True]
+    assert len(await postgres.read(ids)) == 1
+    other.close()
+
+
+async def test_a_write_that_never_comes_first_gives_up(
+    postgres: Database, postgres_url: str
+) -> None:
+    other = Database(postgres_url)
+    await postgres.write(insert)
+    tries: list[int] = []
+
+    def rename(connection: Connection, name: str) -> None:
+        connection.execute(ROWS.update().values(name=name))
+
+    def overtaken(connection: Connection) -> None:
+        ids(connection)
+        tries.append(1)
+        with other.engine.begin() as faster:
+            rename(faster, "faster")
+        rename(connection, "late")
+
+    with pytest.raises(Unavailable):
+        await postgres.write(overtaken)
+    assert len(tries) == sql.WRITE_ATTEMPTS
+    other.close()
+
+
+async def test_a_server_that_went_away_and_came_back_is_used_again(postgres: Database) -> None:
+    await postgres.write(insert)
+    assert await postgres.read(ids) == [1]
+    with psycopg.connect(postgres.engine.url.set(drivername="postgresql").render_as_string()) as it:
+        it.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE pid <> pg_backend_pid() AND datname = current_database()"
+        )
+    assert await postgres.read(ids) == [1]
+
+
+async def test_a_server_that_is_not_there_or_too_slow_may_be_asked_again(
+    tmp_path: Path, postgres: Database
+) -> None:
+    absent = Database(f"postgresql://somebody@/x?host={tmp_path}")
+    with pytest.raises(Unavailable):
+        await absent.read(ids)
+    absent.close()
+    with pytest.raises(Unavailable):
+        await postgres.write(
+            lambda it: it.exec_driver_sql("SET LOCAL statement_timeout = '1ms'; SELECT pg_sleep(1)")
+        )
+
+
+@pytest.mark.parametrize("text", ["nul \0 in it", "more than twenty characters"])
+async def test_a_text_that_postgresql_cannot_store_is_the_callers_fault(
+    postgres: Database, text: str
+) -> None:
+    with pytest.raises(InvalidRequest, match="text"):
+        await postgres.write(lambda it: it.execute(ROWS.insert().values(id=1, name=text)))
+
+
+@pytest.mark.parametrize("url", ["", "nonsense", "mysql://root:secret@x/y", "postgres://a/b"])
+def test_a_url_of_nothing_we_know_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(InvalidRequest, match="postgresql://") as caught:
+        make_engine(url)
+    assert "secret" not in str(caught.value)
 
 
 async def test_a_read_cannot_write(database: Database) -> None:
@@ -142,7 +275,7 @@ async def test_a_row_that_refers_to_none_is_refused(database: Database) -> None:
         await database.write(lambda it: it.execute(PARTS.insert().values(id=1, row_id=9)))
 
 
-async def test_a_full_disk_is_said_and_over_when_there_is_room(database: Database) -> None:
+async def test_a_full_disk_is_said_and_over_when_there_is_room(sqlite: Database) -> None:
     def bound(connection: Connection, pages: int) -> None:
         connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
 
@@ -153,11 +286,11 @@ async def test_a_full_disk_is_said_and_over_when_there_is_room(database: Databas
             connection.execute(ROWS.insert().values(id=row_id, name="x" * 1000))
 
     with pytest.raises(FailedPrecondition, match=r"full.*Free space") as caught:
-        await database.write(fill)
+        await sqlite.write(fill)
     assert "sql_error" in caught.value.context
-    await database.write(lambda it: bound(it, 1_000_000))
-    await database.write(insert)
-    assert await database.read(ids) == [1]
+    await sqlite.write(lambda it: bound(it, 1_000_000))
+    await sqlite.write(insert)
+    assert await sqlite.read(ids) == [1]
 
 
 async def test_a_wrong_statement_is_a_fault_of_ours_whatever_its_words(database: Database) -> None:
@@ -176,17 +309,17 @@ async def test_a_file_that_is_no_database_is_lost_data(tmp_path: Path) -> None:
     database.close()
 
 
-async def test_a_busy_database_may_be_asked_again(database: Database, tmp_path: Path) -> None:
+async def test_a_busy_database_may_be_asked_again(sqlite: Database, tmp_path: Path) -> None:
     def impatient(connection: Connection) -> None:
         connection.exec_driver_sql("PRAGMA busy_timeout=0")
 
     for _ in range(sql.READERS + 1):
-        await database.write(impatient)
+        await sqlite.write(impatient)
     with sqlite3.connect(tmp_path / "made" / "store.db", isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(Unavailable):
-            await database.write(insert)
-        assert await database.read(ids) == []
+            await sqlite.write(insert)
+        assert await sqlite.read(ids) == []
         other.execute("ROLLBACK")
     other.close()
 
