@@ -11,6 +11,7 @@ from sqlalchemy import Engine, MetaData, inspect
 
 from ironworks.storage.migrate import difference, upgrade
 from ironworks.storage.sql import NAMING_CONVENTION, make_engine, sqlite_url
+from ironworks.testkit.postgres import Postgres
 
 PACKAGES = Path(__file__).parents[2] / "src/ironworks"
 SERVICES = sorted(path.parent.parent.name for path in PACKAGES.glob("*/migrations/versions"))
@@ -74,17 +75,9 @@ def schema(engine: Engine) -> dict[str, object]:
     }
 
 
-@pytest.fixture
-def migrated(service: str, tmp_path: Path) -> Engine:
-    engine = make_engine(sqlite_url(tmp_path / "migrated.db"))
+def assert_fresh_equals_migrated(service: str, fresh: Engine, migrated: Engine) -> None:
     for revision in revisions(service):
-        upgrade(engine, f"ironworks.{service}.migrations", to=revision)
-    return engine
-
-
-@pytest.mark.parametrize("service", SERVICES)
-def test_fresh_equals_migrated(service: str, migrated: Engine, tmp_path: Path) -> None:
-    fresh = make_engine(sqlite_url(tmp_path / "fresh.db"))
+        upgrade(migrated, f"ironworks.{service}.migrations", to=revision)
     metadata_of(service).create_all(fresh)
     found, expected = schema(migrated), schema(fresh)
     assert found.keys() == expected.keys()
@@ -93,6 +86,18 @@ def test_fresh_equals_migrated(service: str, migrated: Engine, tmp_path: Path) -
     assert difference(migrated, metadata_of(service)) == []
     fresh.dispose()
     migrated.dispose()
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_fresh_equals_migrated(service: str, tmp_path: Path) -> None:
+    fresh, migrated = (sqlite_url(tmp_path / name) for name in ("fresh.db", "migrated.db"))
+    assert_fresh_equals_migrated(service, make_engine(fresh), make_engine(migrated))
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_fresh_equals_migrated_on_postgresql(service: str, postgres_server: Postgres) -> None:
+    with postgres_server.database() as fresh, postgres_server.database() as migrated:
+        assert_fresh_equals_migrated(service, make_engine(fresh), make_engine(migrated))
 
 
 @pytest.mark.parametrize("service", SERVICES)

@@ -15,8 +15,8 @@ PACKAGE = "ironworks.metald.migrations"
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Engine:
-    return make_engine(sqlite_url(tmp_path / "a.db"))
+def engine(database_url: str) -> Engine:
+    return make_engine(database_url)
 
 
 def test_an_empty_database_gets_everything_once(engine: Engine) -> None:
