@@ -5,9 +5,11 @@
  *                  exited <code>         it ended by itself
  *                  signal <number>       a signal ended it
  *                  failed <sentence>     it never ran, and why
+ *                  memory <KiB> <KiB>    in all, and available to a new program
  *   host → guest   stop [<milliseconds>]  stop signal now, SIGKILL after the patience
  *                  status                 answered by ready, once the entrypoint runs
  *                  clock <UTC ns>         set the clock, after a pause
+ *                  memory                 answered by memory
  *
  * What the host does not take now is kept (CONTROL_OUT_BYTES at most) and sent
  * when it attaches: a host whose metald restarts misses nothing. Lines that are

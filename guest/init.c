@@ -159,6 +159,31 @@ static int number_after(const char *word, unsigned long long *number)
 	return !*end;
 }
 
+/* What /proc/meminfo has for a name, in KiB; 0 if it has nothing. */
+static unsigned long long memory_kib(const char *name)
+{
+	FILE *file = fopen("/proc/meminfo", "re");
+	unsigned long long number = 0;
+	char line[128];
+
+	while (file && fgets(line, sizeof(line), file))
+		if (strncmp(line, name, strlen(name)) == 0 &&
+		    sscanf(line + strlen(name), ": %llu", &number) == 1)
+			break;
+	if (file)
+		fclose(file);
+	return number;
+}
+
+static void tell_memory(void)
+{
+	char line[64];
+
+	snprintf(line, sizeof(line), "memory %llu %llu", memory_kib("MemTotal"),
+		 memory_kib("MemAvailable"));
+	control_send(&control, line);
+}
+
 /* Obeys the host; returns the time of SIGKILL, which a second stop can only bring forward. */
 static long long obey(pid_t child, long long kill_at)
 {
@@ -169,6 +194,8 @@ static long long obey(pid_t child, long long kill_at)
 	while (control_receive(&control, line)) {
 		if (strcmp(line, "status") == 0) {
 			control_send(&control, "ready");
+		} else if (strcmp(line, "memory") == 0) {
+			tell_memory();
 		} else if (strncmp(line, "clock", 5) == 0 && number_after(line + 5, &number)) {
 			set_clock(number);
 		} else if (strncmp(line, "stop", 4) == 0) {

@@ -7,7 +7,8 @@ conformance suite, `tests/conformance/metald`, holds every driver to the texts b
     probe ──► create ──► boot ──► wait_ready ──► … ──► shutdown ──► wait ──► destroy
                 │          └── pause ⇄ resume            │            ▲
                 │                                        └── kill ────┤
-                └── (metald dies, another starts) adopt(evidence) ────┘
+                ├── (metald dies, another starts) adopt(evidence) ────┤
+                └── boot ◄── reboot(spec, evidence) ◄── wait ─────────┘
 
 What holds for every driver:
 
@@ -77,6 +78,12 @@ class Capabilities:
     """What the VMM itself may need beside the guest's memory: on top in admission and cgroup."""
     needs_kernel: bool = True
     """False: `kernel_path` and `initrd_path` are ignored (fake)."""
+    rate_limits: bool = False
+    """`VmmSpec.rate_limits` bind."""
+    scratch_disk: bool = False
+    """`VmmSpec.scratch_bytes` makes a disk."""
+    image_init: bool = False
+    """`GuestConfig.image_init` is obeyed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +111,12 @@ class GuestNetwork:
     prefix_length: int = 30
     gateway: str = "172.16.0.1"
     nameservers: tuple[str, ...] = ()
+    """IPv4 or IPv6, at most three."""
     mtu: int = 1500
+    address_v6: str = ""
+    """Empty: the guest has no IPv6 address but its link-local one."""
+    prefix_length_v6: int = 64
+    gateway_v6: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +134,26 @@ class GuestConfig:
     stop_signal: str = "SIGTERM"
     stop_grace_seconds: float = 10.0
     """The init waits as long after the stop signal, then kills the workload and powers off."""
+    image_init: bool = False
+    """Hand the machine over to the image's own `/sbin/init`, with `argv` as its arguments.
+
+    It is process 1 then, and ours is gone: readiness is that it was started, its end is a power-off
+    without a status, and a graceful stop is the power button.
+    """
     network: GuestNetwork = field(default_factory=GuestNetwork)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateLimits:
+    """Bounds of a VM's disks and network, each in bytes or requests a second; 0: none."""
+
+    disk_bytes: int = 0
+    """Read and written together, over all disks of the VM."""
+    disk_operations: int = 0
+    network_in_bytes: int = 0
+    """What the guest receives."""
+    network_out_bytes: int = 0
+    """What the guest sends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +187,13 @@ class VmmSpec:
     """The driver keeps at most about as much of the console; a flood must not fill the disk."""
     kernel_args: tuple[str, ...] = ()
     """Further words for the kernel's command line."""
+    rate_limits: RateLimits = field(default_factory=RateLimits)
+    scratch_bytes: int = 0
+    """Size of a disk that the driver makes in `jail_dir`; 0: none.
+
+    It takes what the guest writes over its root, which a reboot then keeps, and which is written to
+    guest memory otherwise.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,6 +267,15 @@ class BlockCounters:
     written_bytes: int
     read_operations: int
     write_operations: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestMemory:
+    """What the guest's kernel says of its memory (`/proc/meminfo`), in bytes."""
+
+    total_bytes: int
+    available_bytes: int
+    """What a new program could have without swapping."""
 
 
 class DriverError(Exception):
@@ -327,6 +374,14 @@ class Handle(Protocol):
         """
         ...
 
+    async def guest_memory(self) -> GuestMemory:
+        """Ask the guest's init how much of its memory is in use. Bounded; not for every tick.
+
+        Raises:
+            DriverError: it does not answer.
+        """
+        ...
+
     async def close(self) -> None:
         """Let go of sockets and descriptors of this metald; the VMM runs on."""
         ...
@@ -365,6 +420,18 @@ class Driver(Protocol):
 
     async def post_mortem(self, evidence: Evidence) -> ExitReport:
         """What can be told about a VMM that ended while no metald watched."""
+        ...
+
+    async def reboot(self, spec: VmmSpec, evidence: Evidence) -> Handle:
+        """Put a fresh VMM, its guest not yet running, in the place of one that has ended.
+
+        As `destroy` and `create` in one, but for what a machine keeps when it is switched off and
+        on: the console's log goes on, the scratch disk stays. What of the old VMM still runs is
+        killed; the old handle is to be closed by the caller. `spec` may have another size.
+
+        Raises:
+            DriverError: a step failed; nothing of either VMM is left but those two files.
+        """
         ...
 
     async def destroy(self, jail_dir: Path, evidence: Evidence | None) -> None:

@@ -16,12 +16,13 @@ can be ordered through the API too:
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import shutil
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,14 +37,15 @@ from ironworks.metald.drivers.driver import (
     ExitKind,
     ExitReport,
     GuestEndedError,
+    GuestMemory,
     Probe,
     VmmSpec,
     signal_name,
 )
-from ironworks.metald.drivers.processes import VmmProcess, boot_id, is_alive, tail
+from ironworks.metald.drivers.processes import VmmProcess, boot_id, is_alive, mark_reboot, tail
 from ironworks.metald.drivers.qemu.sockets import connect
 from ironworks.metald.network import namespace, naming
-from ironworks.metald.network.links import Links, set_sysctls
+from ironworks.metald.network.links import LinkError, Links, set_sysctls
 from ironworks.metald.steps import Step, Steps
 from ironworks.runtime.clock import Clock
 from ironworks.runtime.tasks import Tasks
@@ -53,6 +55,7 @@ CONNECT_SECONDS = 10.0
 CLOSE_TO_END_SECONDS = 1.0
 _CONNECT_PERIOD_SECONDS = 0.005
 _CONFIG, _SOCKET, _CONSOLE, _EXIT = "fake.json", "fake.sock", "console.log", "fake.exit"
+_LASTING = (_CONSOLE,)
 _NSENTER = "/usr/bin/nsenter"
 _MAX_VCPUS = 32
 
@@ -151,6 +154,15 @@ class FakeHandle:
             write_operations=int(values["syscw"]),
         )
 
+    async def guest_memory(self) -> GuestMemory:
+        """See `Handle`; what its process has, for it is the guest."""
+        try:
+            text = Path(f"/proc/{self._process.pid}/statm").read_text(encoding="ascii")
+        except OSError as error:
+            raise DriverError(Step.METERING_ATTACH, "The fake VMM's memory is gone.") from error
+        size, resident = (int(pages) * os.sysconf("SC_PAGE_SIZE") for pages in text.split()[:2])
+        return GuestMemory(total_bytes=size, available_bytes=size - resident)
+
     async def close(self) -> None:
         """See `Handle`."""
         self._process.close()
@@ -215,6 +227,16 @@ class FakeDriver:
 
     async def create(self, spec: VmmSpec) -> FakeHandle:
         """See `Driver`."""
+        return await self._create(spec, lasting=())
+
+    async def reboot(self, spec: VmmSpec, evidence: Evidence) -> FakeHandle:
+        """See `Driver`."""
+        await self._end(evidence)
+        await asyncio.to_thread(_remove_files, spec.jail_dir, _LASTING)
+        await asyncio.to_thread(mark_reboot, spec.jail_dir / _CONSOLE)
+        return await self._create(spec, lasting=_LASTING)
+
+    async def _create(self, spec: VmmSpec, *, lasting: tuple[str, ...]) -> FakeHandle:
         env = dict(spec.guest.env)
         fail_at = env.get("IW_FAKE_FAIL_AT", "")
         process: VmmProcess | None = None
@@ -231,7 +253,7 @@ class FakeDriver:
                 await process.kill()
                 process.close()
             shown = tail(spec.jail_dir / _CONSOLE)
-            _remove_files(spec.jail_dir)
+            _remove_files(spec.jail_dir, lasting)
             if isinstance(error, OSError):
                 raise DriverError(
                     Step.VMM_SPAWN,
@@ -280,12 +302,17 @@ class FakeDriver:
 
     async def destroy(self, jail_dir: Path, evidence: Evidence | None) -> None:
         """See `Driver`."""
-        if evidence is not None and is_alive(evidence):
-            process = VmmProcess.adopt(evidence.pid, evidence.pid_start_ticks)
-            if process is not None:
-                await process.kill()
-                process.close()
+        if evidence is not None:
+            await self._end(evidence)
         await asyncio.to_thread(_remove_files, jail_dir)
+
+    async def _end(self, evidence: Evidence) -> None:
+        if not is_alive(evidence):
+            return
+        process = VmmProcess.adopt(evidence.pid, evidence.pid_start_ticks)
+        if process is not None:
+            await process.kill()
+            process.close()
 
 
 def _prepare(spec: VmmSpec, env: Mapping[str, str]) -> None:
@@ -308,7 +335,12 @@ def _prepare(spec: VmmSpec, env: Mapping[str, str]) -> None:
     def address() -> None:
         # The guest's address lives in the namespace itself, for there is no guest behind the tap.
         with Links() as links:
-            links.add_address("lo", naming.GUEST_ADDRESS, 32)
+            try:
+                links.add_address("lo", naming.GUEST_ADDRESS, 32)
+            except LinkError as error:
+                # A reboot finds the address of the VMM before it.
+                if error.number != errno.EEXIST:
+                    raise
         set_sysctls((("ipv4/ip_unprivileged_port_start", "0"),))
 
     namespace.run_in(naming.NETNS_DIRECTORY / spec.netns, address)
@@ -330,8 +362,10 @@ def _spawn(spec: VmmSpec) -> VmmProcess:
     )
 
 
-def _remove_files(jail_dir: Path) -> None:
+def _remove_files(jail_dir: Path, lasting: Collection[str] = ()) -> None:
     for name in (_CONFIG, _SOCKET, _EXIT, _CONSOLE):
+        if name in lasting:
+            continue
         path = jail_dir / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

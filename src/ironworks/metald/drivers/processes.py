@@ -16,6 +16,7 @@ from ironworks.metald.drivers.driver import (
 )
 from ironworks.runtime.process import start_ticks
 
+REBOOT_LINE = "ironworks: the VM is booted again"
 _TAIL_BYTES = 64 * 1024
 _PRINTABLE_FROM = " "
 
@@ -45,6 +46,21 @@ def tail(path: Path, lines: int = CONSOLE_TAIL_LINES) -> tuple[str, ...]:
         for line in text.replace("\r", "\n").split("\n")
     )
     return tuple(line[:CONSOLE_LINE_CHARS] for line in cleaned if line.strip())[-lines:]
+
+
+def mark_reboot(console: Path) -> None:
+    """Divide a console's log: what stands above this line is of a VMM that is no more."""
+    if console.is_file():
+        with console.open("ab") as file:
+            file.write(f"\n{REBOOT_LINE}\n".encode())
+
+
+def since_reboot(lines: tuple[str, ...]) -> tuple[str, ...]:
+    """The lines of the present VMM, out of those of a console's log."""
+    for index in range(len(lines) - 1, -1, -1):
+        if lines[index] == REBOOT_LINE:
+            return lines[index + 1 :]
+    return lines
 
 
 class VmmProcess:

@@ -1,9 +1,10 @@
 """Builds the guest once: Debian's cloud kernel as it is, and an initrd of ours with its modules.
 
-The result stands in `<dir>/<kernel version>/`: `vmlinuz`, `initrd.img` and `manifest.json`. It is
-found again without network and within milliseconds for as long as neither init's sources nor the
-list of modules nor this builder change; the kernel package stays in `<dir>/packages`, so that a
-changed init needs no network either. Nothing is ever installed on the host.
+The result stands in `<dir>/<kernel version>-<inputs>/`: `vmlinuz`, `initrd.img` and
+`manifest.json`. It is found again without network and within milliseconds for as long as neither
+init's sources nor the list of modules nor this builder change; the kernel package stays in
+`<dir>/packages`, so that a changed init needs no network either. Guests of other versions of
+Ironworks stand beside it, `MAX_GUESTS` in all. Nothing is ever installed on the host.
 """
 
 import asyncio
@@ -32,6 +33,8 @@ META_PACKAGE = "linux-image-cloud-amd64"
 MIN_FREE_BYTES = 512 * 1024 * 1024
 DOWNLOAD_TIMEOUT_SECONDS = 600.0
 TOOL_TIMEOUT_SECONDS = 120.0
+MAX_GUESTS = 8
+"""Guests that are kept; the oldest go first."""
 BUILDER_VERSION = 2
 """Counted up when this module writes something else from the same sources."""
 
@@ -329,6 +332,13 @@ def _publish(out: Path, target: Path) -> None:
     out.parent.chmod(0o755)
 
 
+def _forget_old(guest_dir: Path) -> None:
+    """Remove the oldest guests beyond `MAX_GUESTS`."""
+    manifests = sorted(guest_dir.glob("*/manifest.json"), key=lambda path: path.stat().st_mtime_ns)
+    for manifest in manifests[: max(0, len(manifests) - MAX_GUESTS)]:
+        shutil.rmtree(manifest.parent)
+
+
 async def build(
     guest_dir: Path = DEFAULT_DIR, *, source_dir: Path | None = None, refresh: bool = False
 ) -> Guest:
@@ -363,8 +373,10 @@ async def build(
         with tempfile.TemporaryDirectory(dir=guest_dir, prefix=".build-") as scratch:
             inputs = inputs_sha256(sources)
             guest = await _assemble(package, sources, inputs, Path(scratch))
-            _publish(guest.directory, guest_dir / guest.kernel_version)
-    built = _load(guest_dir / guest.kernel_version)
+            target = guest_dir / f"{guest.kernel_version}-{inputs[:12]}"
+            _publish(guest.directory, target)
+            _forget_old(guest_dir)
+    built = _load(target)
     if built is None:
         raise FailedPrecondition(f"The guest in {guest_dir} is not whole after it was built.")
     _log.info("guest_built", kernel=built.kernel_version, initrd_bytes=built.initrd.size_bytes)

@@ -5,6 +5,7 @@ or unknown is dropped, and a guest that floods costs the reading of it, nothing 
 """
 
 import asyncio
+import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,6 +16,9 @@ MAX_CONNECTION_BYTES: Final = 256 * 1024
 _SIGNAL_BASE: Final = 128
 _MAX_STATUS: Final = 255
 _MAX_SIGNAL: Final = 64
+_KIB: Final = 1024
+_ANSWER_BYTES: Final = 64
+_MEMORY: Final = re.compile(r"memory ([0-9]{1,15}) ([0-9]{1,15})", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +47,15 @@ class BootFailed:
     sentence: str
 
 
-Message = Ready | Ended | BootFailed
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """What the guest's kernel says of its memory, in bytes."""
+
+    total_bytes: int
+    available_bytes: int
+
+
+Message = Ready | Ended | BootFailed | Memory
 
 
 def parse_message(line: str) -> Message | None:
@@ -52,6 +64,9 @@ def parse_message(line: str) -> Message | None:
     number = int(rest) if rest.isascii() and rest.isdecimal() and len(rest) <= len("255") else -1
     if line == "ready":
         return Ready()
+    if (match := _MEMORY.fullmatch(line)) is not None:
+        total, available = (int(digits) * _KIB for digits in match.groups())
+        return Memory(total_bytes=total, available_bytes=min(available, total))
     if word == "exited" and 0 <= number <= _MAX_STATUS:
         return Ended(status=number)
     if word == "signal" and 1 <= number <= _MAX_SIGNAL:
@@ -112,6 +127,7 @@ class ControlChannel(asyncio.Protocol):
         """Make one that is not connected yet."""
         self.ready = asyncio.Event()
         self.last_word: Ended | BootFailed | None = None
+        self._memory: asyncio.Future[Memory] | None = None
         self._lines = LineReader()
         self._bytes = 0
         self._transport: asyncio.WriteTransport | None = None
@@ -134,6 +150,9 @@ class ControlChannel(asyncio.Protocol):
             message = parse_message(line)
             if isinstance(message, Ready):
                 self.ready.set()
+            elif isinstance(message, Memory):
+                if self._memory is not None and not self._memory.done():
+                    self._memory.set_result(message)
             elif message is not None and self.last_word is None:
                 self.last_word = message
 
@@ -152,6 +171,21 @@ class ControlChannel(asyncio.Protocol):
         """Send one line; lost if the channel is."""
         if self._transport is not None:
             self._transport.write(line.encode() + b"\n")
+
+    async def memory(self) -> Memory:
+        """Ask the guest for its memory's state; the caller bounds the wait.
+
+        Raises:
+            ConnectionError: the channel is closed.
+        """
+        if self._transport is None:
+            raise ConnectionError("the control channel is closed")
+        if self._memory is None or self._memory.done():
+            self._memory = asyncio.get_running_loop().create_future()
+        # An answer that was asked for is no flood.
+        self._bytes = max(0, self._bytes - _ANSWER_BYTES)
+        self.send("memory")
+        return await asyncio.shield(self._memory)
 
     async def wait_closed(self) -> None:
         """Wait until the socket of a channel that was connected once is given back."""

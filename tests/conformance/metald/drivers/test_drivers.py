@@ -119,6 +119,35 @@ async def test_a_whole_life(place: "Place") -> None:
     assert place.pids() == set()
 
 
+async def test_a_reboot_is_a_fresh_vmm_in_the_same_place(place: "Place") -> None:
+    assets = place.files()
+    driver = place.driver()
+    first = await booted(await driver.create(place.with_guest(place.kind.ends_by_itself)))
+    assert (await ended(first)).workload_status == 3
+    await first.close()
+    said = first.console_path.read_bytes()
+
+    second = await driver.reboot(place.spec, first.evidence)
+    assert (second.evidence.pid, second.evidence.vm_id) != (first.evidence.pid, "")
+    assert second.evidence.pid in place.pids()
+    await booted(second)
+    assert (await page(place.address)).startswith(b"HTTP/1.")
+    memory = await second.guest_memory()
+    assert 0 < memory.available_bytes < memory.total_bytes
+    assert second.console_path.read_bytes().startswith(said)
+    await second.close()
+
+    # What still runs is ended first, and the end of an earlier VMM is not taken for this one's.
+    third = await place.driver().reboot(place.spec, second.evidence)
+    assert await driver.adopt(second.evidence) is None
+    await third.kill()
+    assert (await ended(third)).kind is ExitKind.KILLED
+    await third.close()
+    await driver.destroy(place.spec.jail_dir, third.evidence)
+    assert place.files() == assets
+    assert place.pids() == set()
+
+
 async def test_a_vmm_that_was_never_booted_is_killed(place: "Place") -> None:
     handle = await place.driver().create(place.spec)
     await handle.kill()

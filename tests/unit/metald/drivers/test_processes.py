@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from ironworks.metald.drivers.driver import DriverKind, Evidence
-from ironworks.metald.drivers.processes import VmmProcess, boot_id, is_alive, tail
+from ironworks.metald.drivers.processes import (
+    VmmProcess,
+    boot_id,
+    is_alive,
+    mark_reboot,
+    since_reboot,
+    tail,
+)
 from ironworks.runtime.process import start_ticks
 
 
@@ -93,3 +100,17 @@ def test_the_tail_is_short_clean_and_never_fails(tmp_path: Path) -> None:
     console.write_bytes(b"".join(b"%d\n" % number for number in range(100_000)))
     assert tail(console) == tuple(str(number) for number in range(99_980, 100_000))
     assert tail(console, 1) == ("99999",)
+
+
+def test_what_an_earlier_vmm_printed_is_told_apart(tmp_path: Path) -> None:
+    console = tmp_path / "console.log"
+    mark_reboot(console)
+    assert not console.exists()
+    console.write_text("ironworks: exited 3")
+    assert since_reboot(tail(console)) == ("ironworks: exited 3",)
+    mark_reboot(console)
+    assert since_reboot(tail(console)) == ()
+    with console.open("a") as file:
+        file.write("again\n")
+    assert since_reboot(tail(console)) == ("again",)
+    assert tail(console)[0] == "ironworks: exited 3"

@@ -1,6 +1,7 @@
 """The guest's build: from Debian's package to an initrd, cached, and each failure a sentence."""
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -54,11 +55,12 @@ async def test_a_build_is_the_same_everywhere_and_is_found_again(
 ) -> None:
     guest = await build.build(packages)
     assert guest.initrd == host_guest.initrd
-    assert guest.directory == packages / guest.kernel_version
+    assert guest.directory.parent == packages
+    assert guest.directory.name.startswith(f"{guest.kernel_version}-")
     assert {path.name for path in packages.iterdir()} == {
         ".lock",
         "packages",
-        guest.kernel_version,
+        guest.directory.name,
     }
     listing = members(guest.initrd_path)
     assert {"init", "dev/console", "modules.list", "modules/virtio_blk.ko"} <= listing
@@ -95,6 +97,24 @@ def test_the_newest_whole_guest_is_found(tmp_path: Path, host_guest: Guest) -> N
     again = find(tmp_path)
     assert again is not None
     assert again.kernel_version == "6.1.0-9"
+
+
+async def test_the_oldest_guests_go(
+    packages: Path, host_guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "MAX_GUESTS", 2)
+    for name in ("older", "old"):
+        shutil.copytree(host_guest.directory, packages / name)
+    os.utime(packages / "older/manifest.json", (1, 1))
+    guest = await build.build(packages, refresh=False)
+    assert guest.directory.name == "old"
+    sources = packages / "sources"
+    shutil.copytree(default_source_dir(), sources)
+    with (sources / "init.c").open("a") as file:
+        file.write("\n")
+    guest = await build.build(packages, source_dir=sources)
+    found = {path.parent.name for path in packages.glob("*/manifest.json")}
+    assert found == {"old", guest.directory.name}
 
 
 def test_nothing_is_found_where_nothing_is(tmp_path: Path) -> None:

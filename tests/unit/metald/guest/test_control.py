@@ -14,6 +14,7 @@ from ironworks.metald.guest.control import (
     ControlChannel,
     Ended,
     LineReader,
+    Memory,
     Message,
     Ready,
     find_last_word,
@@ -29,6 +30,11 @@ from ironworks.metald.guest.control import (
         ("exited 255", Ended(status=255)),
         ("signal 9", Ended(status=137)),
         ("failed The disk\x1b[2J is gone.", BootFailed(sentence="The disk[2J is gone.")),
+        ("memory 10 4", Memory(total_bytes=10240, available_bytes=4096)),
+        ("memory 10 11", Memory(total_bytes=10240, available_bytes=10240)),
+        ("memory 10", None),
+        ("memory -1 4", None),
+        ("memory 9999999999999999 1", None),
         ("exited 256", None),
         ("exited -1", None),
         ("exited ٣", None),
@@ -101,6 +107,25 @@ async def test_a_new_connection_asks_and_hears() -> None:
         assert await loop.sock_recv(guest, 100) == b""
     assert not channel.connected
     channel.send("stop")
+
+
+async def test_the_guest_is_asked_for_its_memory() -> None:
+    channel, guest = await open_pair()
+    loop = asyncio.get_running_loop()
+    with guest:
+        assert await loop.sock_recv(guest, 100) == b"status\n"
+        for kib in (100, 200):
+            asked = asyncio.gather(channel.memory(), channel.memory())
+            await asyncio.sleep(0)
+            assert (await loop.sock_recv(guest, 100)).startswith(b"memory\n")
+            await loop.sock_sendall(guest, b"memory 1000 %d\nmemory 7 7\n" % kib)
+            one, other = await asked
+            assert one == other == Memory(total_bytes=1000 * 1024, available_bytes=kib * 1024)
+            await asyncio.sleep(0)
+        channel.close()
+        await channel.wait_closed()
+    with pytest.raises(ConnectionError):
+        await channel.memory()
 
 
 async def test_a_guest_that_floods_is_not_listened_to() -> None:

@@ -23,6 +23,7 @@ from ironworks.metald.drivers.processes import (
     VmmProcess,
     boot_id,
     is_alive,
+    mark_reboot,
     tail,
 )
 from ironworks.metald.drivers.qemu.argv import (
@@ -150,6 +151,17 @@ class QemuDriver:
 
     async def create(self, spec: VmmSpec) -> QemuHandle:
         """See `Driver`."""
+        return await self._create(spec, lasting=frozenset())
+
+    async def reboot(self, spec: VmmSpec, evidence: Evidence) -> QemuHandle:
+        """See `Driver`."""
+        files = VmFiles(spec.jail_dir)
+        await self._end(files, evidence)
+        await asyncio.to_thread(files.remove, but=files.lasting)
+        await asyncio.to_thread(mark_reboot, files.console)
+        return await self._create(spec, lasting=files.lasting)
+
+    async def _create(self, spec: VmmSpec, *, lasting: frozenset[Path]) -> QemuHandle:
         files = VmFiles(spec.jail_dir)
         spawned: _Spawned | None = None
         monitor: Monitor | None = None
@@ -173,7 +185,7 @@ class QemuDriver:
             return await self._handle(evidence, spawned.process, monitor)
         except BaseException as error:
             raised = _as_driver_error(step, error, files)
-            await _undo(files, spawned, monitor)
+            await _undo(files, spawned, monitor, lasting)
             if raised is error:
                 raise
             raise raised from error
@@ -234,6 +246,10 @@ class QemuDriver:
     async def destroy(self, jail_dir: Path, evidence: Evidence | None) -> None:
         """See `Driver`."""
         files = VmFiles(jail_dir)
+        await self._end(files, evidence)
+        await asyncio.to_thread(files.remove)
+
+    async def _end(self, files: VmFiles, evidence: Evidence | None) -> None:
         if evidence is not None:
             keeper = _adopt_keeper(evidence)
             await end_vmm(evidence, keeper)
@@ -241,7 +257,6 @@ class QemuDriver:
                 keeper.close()
         for pid in await asyncio.to_thread(find_keepers, files.console):
             await kill_group(pid)
-        await asyncio.to_thread(files.remove)
 
 
 def _capabilities(accel: Accel) -> Capabilities:
@@ -407,7 +422,9 @@ def _as_driver_error(step: Step, error: BaseException, files: VmFiles) -> BaseEx
     return error
 
 
-async def _undo(files: VmFiles, spawned: _Spawned | None, monitor: Monitor | None) -> None:
+async def _undo(
+    files: VmFiles, spawned: _Spawned | None, monitor: Monitor | None, lasting: frozenset[Path]
+) -> None:
     """Take back all that a failed `create` made, even while it is being cancelled."""
     if spawned is not None:
         with contextlib.suppress(ProcessLookupError):
@@ -416,4 +433,4 @@ async def _undo(files: VmFiles, spawned: _Spawned | None, monitor: Monitor | Non
         spawned.process.close()
     if monitor is not None:
         await monitor.close()
-    await asyncio.to_thread(files.remove)
+    await asyncio.to_thread(files.remove, but=lasting)

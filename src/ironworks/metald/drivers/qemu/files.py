@@ -53,6 +53,11 @@ class VmFiles:
         return self.jail_dir / "kvm"
 
     @property
+    def scratch(self) -> Path:
+        """The disk that takes what the guest writes."""
+        return self.jail_dir / "scratch.img"
+
+    @property
     def all(self) -> tuple[Path, ...]:
         """All of them."""
         return (
@@ -63,6 +68,7 @@ class VmFiles:
             self.errors,
             self.status,
             self.kvm,
+            self.scratch,
         )
 
     def write_config(self, spec: VmmSpec) -> None:
@@ -89,7 +95,13 @@ class VmFiles:
         os.mknod(self.kvm, stat.S_IFCHR | 0o600, KVM.stat().st_rdev)
         os.chown(self.kvm, uid, 0)
 
-    def remove(self) -> None:
-        """Remove what is there of them."""
+    @property
+    def lasting(self) -> frozenset[Path]:
+        """Those that a reboot keeps."""
+        return frozenset({self.console, self.scratch})
+
+    def remove(self, *, but: frozenset[Path] = frozenset()) -> None:
+        """Remove what is there of them, `but` some."""
         for path in self.all:
-            path.unlink(missing_ok=True)
+            if path not in but:
+                path.unlink(missing_ok=True)

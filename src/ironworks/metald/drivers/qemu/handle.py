@@ -12,6 +12,7 @@ from ironworks.metald.drivers.driver import (
     Evidence,
     ExitReport,
     GuestEndedError,
+    GuestMemory,
 )
 from ironworks.metald.drivers.processes import VmmProcess, boot_id, tail
 from ironworks.metald.drivers.qemu.files import VmFiles
@@ -27,6 +28,7 @@ from ironworks.metald.steps import Step, Steps
 from ironworks.runtime.clock import Clock
 from ironworks.runtime.tasks import Tasks
 
+MEMORY_SECONDS = 5.0
 END_SECONDS = 5.0
 """A keeper ends with its VMM; one that does not within this time is killed too."""
 
@@ -122,6 +124,10 @@ class QemuHandle:
                 Step.METERING_ATTACH, "QEMU does not tell its disks' counters.", detail=str(error)
             ) from error
 
+    async def guest_memory(self) -> GuestMemory:
+        """See `Handle`."""
+        return await ask_memory(self._control)
+
     async def close(self) -> None:
         """See `Handle`."""
         self._control.close()
@@ -155,6 +161,18 @@ class QemuHandle:
                 errors_path=self._files.errors,
             )
         )
+
+
+async def ask_memory(control: ControlChannel) -> GuestMemory:
+    """See `Handle.guest_memory`."""
+    try:
+        async with asyncio.timeout(MEMORY_SECONDS):
+            memory = await control.memory()
+    except (TimeoutError, ConnectionError) as error:
+        raise DriverError(
+            Step.METERING_ATTACH, "The guest does not tell its memory.", detail=repr(error)
+        ) from error
+    return GuestMemory(total_bytes=memory.total_bytes, available_bytes=memory.available_bytes)
 
 
 async def end_vmm(evidence: Evidence, keeper: VmmProcess | None) -> None:

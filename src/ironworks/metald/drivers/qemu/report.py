@@ -11,7 +11,7 @@ from ironworks.metald.drivers.driver import (
     ExitReport,
     signal_name,
 )
-from ironworks.metald.drivers.processes import tail
+from ironworks.metald.drivers.processes import since_reboot, tail
 from ironworks.metald.guest.control import BootFailed, Ended, find_last_word
 
 NOT_STARTED_STATUS = 127
@@ -142,6 +142,6 @@ def collect(
         status=status,
         killed=killed,
         last_word=last_word,
-        console=tail(console_path, SEARCHED_LINES),
+        console=since_reboot(tail(console_path, SEARCHED_LINES)),
         errors=tail(errors_path),
     )
