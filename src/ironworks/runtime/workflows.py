@@ -22,6 +22,12 @@ The steps' bodies run on the service's loop, where the service's clients and dat
 cross over by a future. Stopping cancels workflows where they are; nothing is recorded for them, so
 the next start goes on with them.
 
+**Many processes.** With `lease_seconds` several processes serve one database, each with a name of
+its own and a lease (`runtime.executors`). The runs of one whose lease has ended go back to their
+queues, where the others find them. If it lives after all, it cancels what it was doing as soon as
+it sees that, and DBOS refuses what it would still record; what its steps did outside is theirs to
+fence.
+
 **Quiet.** No admin server (DBOS 3 has none), no conductor, no telemetry, no console; what DBOS
 warns of goes to our log. Its application version is pinned, since by default it is a hash of source
 code, and a release would then strand what the release before it had begun.
@@ -34,7 +40,6 @@ starts, and only services that use workflows pay.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import sqlite3
 import threading
@@ -52,20 +57,19 @@ from ironworks.model.errors import (
     InvalidRequest,
     IronError,
     NotFound,
-    all_errors,
 )
+from ironworks.runtime.executors import Executors, Heartbeat
 from ironworks.runtime.identity.caller import current_request_id, request_id_var
+from ironworks.runtime.records import Json, JsonRecords
 
 if TYPE_CHECKING:
     from dbos import DBOSConfig, WorkflowStatus
 
-Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 WorkflowFunction: TypeAlias = "Callable[[Run, Json], Awaitable[Json]]"
 _T = TypeVar("_T")
 
 _log = structlog.stdlib.get_logger()
 _APPLICATION_VERSION = "1"
-_ERROR_MARK = "\x00error"
 _REQUEST_ID, _ARGUMENT = "request_id", "argument"
 _QUEUE_THREAD = "queue-worker-"
 """How DBOS names the threads that take runs from queues."""
@@ -121,45 +125,16 @@ class Queue:
 
     Attributes:
         name: `[a-z0-9-]{1,63}`.
-        total: Runs at the same time, over all processes on the same database.
-        per_partition: Runs at the same time of one partition, for example of one tenant.
+        total: Runs at the same time, over all processes on the same database; 0: any number.
+        per_partition: Runs at the same time of one partition, for example of one tenant; 0: any
+            number, and runs are begun in the order they were submitted.
+        per_process: Runs at the same time in one process; 0: any number.
     """
 
     name: str
-    total: int
-    per_partition: int
-
-
-def _encode_error(error: BaseException) -> dict[str, Json]:
-    if not isinstance(error, IronError):
-        error = Internal(f"A workflow failed: {type(error).__name__}.")
-    return {_ERROR_MARK: error.code, "message": error.message, "hint": error.hint}
-
-
-def _decode_error(record: dict[str, Json]) -> IronError:
-    kinds = {kind.code: kind for kind in all_errors()}
-    kind = kinds.get(str(record[_ERROR_MARK]), Internal)
-    return kind(str(record.get("message", "")), hint=str(record.get("hint", "")))
-
-
-class _JsonRecords:
-    """How answers and errors are stored: JSON that a person can read, never pickles."""
-
-    def serialize(self, data: Any) -> str:
-        value: object = data
-        if isinstance(value, BaseException):
-            return json.dumps(_encode_error(value), separators=(",", ":"))
-        return json.dumps(value, separators=(",", ":"), allow_nan=False)
-
-    def deserialize(self, serialized_data: str) -> Any:
-        value: object = json.loads(serialized_data)
-        if isinstance(value, dict):
-            record = cast("dict[str, Json]", value)
-            return _decode_error(record) if _ERROR_MARK in record else record
-        return value
-
-    def name(self) -> str:
-        return "ironworks_json"
+    total: int = 0
+    per_partition: int = 0
+    per_process: int = 0
 
 
 class _ForwardLog(logging.Handler):
@@ -210,6 +185,7 @@ class Workflows:
         queues: Sequence[Queue],
         executor_id: str = "local",
         poll_seconds: float = 0.2,
+        lease_seconds: float = 0,
     ) -> None:
         """Nothing happens before `start`.
 
@@ -221,12 +197,16 @@ class Workflows:
             executor_id: Names this process in the database, the same in its next life: recovery
                 takes up what it had begun. `local` where the database is a file.
             poll_seconds: How often queues look for work; 0.2 costs 1.7% of a core, 0.1 costs 3.4%.
+            lease_seconds: After this long without a sign of life a process is taken for dead, and
+                others take over its runs; 0: no other process uses the database.
         """
         self._name = name
         self._url = database_url
         self._queues = tuple(queues)
         self._executor_id = executor_id
         self._poll_seconds = poll_seconds
+        self._lease_seconds = lease_seconds
+        self._heartbeat: Heartbeat | None = None
         self._functions: dict[str, WorkflowFunction] = {}
         self._wrapped: dict[str, Callable[[dict[str, Json]], Any]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -267,6 +247,10 @@ class Workflows:
         for body in tuple(self._bodies):
             body.cancel()
         await asyncio.gather(*self._bodies, return_exceptions=True)
+        if self._heartbeat is not None:
+            # Last: what was under way has been given up, and others may begin it again.
+            await asyncio.to_thread(self._heartbeat.end)
+            self._heartbeat = None
         Workflows._running, self._loop = None, None
 
     async def submit(
@@ -379,7 +363,9 @@ class Workflows:
     ) -> None:
         from dbos import DBOS, SetEnqueueOptions, SetWorkflowID  # noqa: PLC0415 - see "Cost"
 
-        with SetWorkflowID(workflow_id), SetEnqueueOptions(queue_partition_key=partition):
+        by_partition = any(one.name == queue and one.per_partition for one in self._queues)
+        options = SetEnqueueOptions(queue_partition_key=partition if by_partition else None)
+        with SetWorkflowID(workflow_id), options:
             record = {_REQUEST_ID: request_id, _ARGUMENT: argument}
             DBOS.enqueue_workflow(queue, self._wrapped[name], record)
 
@@ -396,24 +382,55 @@ class Workflows:
             self._wrapped[name] = self._wrap(name, function)
         DBOS.launch()
         for queue in self._queues:
+            per_partition = queue.per_partition
             DBOS.register_queue(
                 queue.name,
-                global_concurrency=queue.total,
-                partition_concurrency=min(queue.per_partition, queue.total),
+                global_concurrency=queue.total or None,
+                worker_concurrency=queue.per_process or None,
+                partition_concurrency=min(per_partition, queue.total or per_partition) or None,
                 polling_interval_sec=self._poll_seconds,
                 on_conflict="always_update",
             )
+        if self._lease_seconds:
+            self._begin_lease()
+
+    def _begin_lease(self) -> None:
+        from dbos import DBOS  # noqa: PLC0415 - see "Cost"
+
+        def recover(executor_id: str) -> int:
+            # What DBOS's own conductor asks for when a process has died.
+            return len(DBOS._recover_pending_workflows([executor_id]))  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+
+        executors = Executors(self._url, self._schema, self._executor_id, self._lease_seconds)
+        self._heartbeat = Heartbeat(
+            executors, self._lease_seconds / 4, lost=self._drop_bodies, recover=recover
+        )
+        self._heartbeat.start()
+
+    def _drop_bodies(self) -> None:
+        """Give up every step under way here: others may have taken the runs over."""
+        loop, bodies = self._loop, tuple(self._bodies)
+        if loop is None:
+            return
+        for body in bodies:
+            loop.call_soon_threadsafe(body.cancel)
+        waiting = asyncio.run_coroutine_threadsafe(_ended(bodies), loop)
+        waiting.result(_JOIN_SECONDS)
+
+    @property
+    def _schema(self) -> str:
+        return f"workflows_{self._name}"
 
     def _config(self) -> DBOSConfig:
         from dbos import Serializer  # noqa: PLC0415 - see "Cost"
 
-        class Records(_JsonRecords, Serializer):
+        class Records(JsonRecords, Serializer):
             pass
 
         return {
             "name": f"ironworks-{self._name}",
             "system_database_url": self._url,
-            "dbos_system_schema": f"workflows_{self._name}",
+            "dbos_system_schema": self._schema,
             "executor_id": self._executor_id,
             "application_version": _APPLICATION_VERSION,
             "serializer": Records(),
@@ -439,6 +456,8 @@ class Workflows:
     def _destroy(self) -> None:
         from dbos import DBOS  # noqa: PLC0415 - see "Cost"
 
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
         # First, and to their end: DBOS closes its event loop before it waits for the threads of its
         # queues, and a run that one of them takes in between would be started on a closed loop.
         for event in self._stop_queues:
@@ -447,6 +466,10 @@ class Workflows:
             if thread.name.startswith(_QUEUE_THREAD):
                 thread.join(_JOIN_SECONDS)
         DBOS.destroy(destroy_registry=True)
+
+
+async def _ended(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _prepare_file(path: Path) -> None:
