@@ -9,7 +9,8 @@ from dataclasses import replace
 from sqlalchemy import Connection
 
 from ironworks.assetmanagerd import lease_store, store
-from ironworks.assetmanagerd.bytes.local import LocalBytes
+from ironworks.assetmanagerd.bytes.backend import AssetBytes
+from ironworks.assetmanagerd.bytes.locks import DigestLocks
 from ironworks.assetmanagerd.decide import (
     Event,
     check_owned,
@@ -18,7 +19,6 @@ from ironworks.assetmanagerd.decide import (
     sees,
     unknown_asset,
 )
-from ironworks.assetmanagerd.intake import DigestLocks
 from ironworks.assetmanagerd.types import (
     MAX_VERDICTS,
     MIN_UNUSED_SECONDS,
@@ -48,7 +48,7 @@ class Registry:
         self,
         *,
         database: Database,
-        files: LocalBytes,
+        files: AssetBytes,
         locks: DigestLocks,
         settings: AssetSettings,
         clock: Clock,
@@ -186,7 +186,7 @@ class Registry:
         asset = await self.get(who, asset_id)
         if asset.state in (AssetState.DELETED, AssetState.FAILED, AssetState.REGISTERED):
             return asset, f"It is {asset.state.value}; there are no bytes to verify."
-        problem = await asyncio.to_thread(self._files.problem, asset.sha256, asset.size_bytes)
+        problem = await self._files.kept.problem(asset.sha256, asset.size_bytes)
         if problem == asset.damage:
             return asset, problem
         now_ns = self._clock.now_ns()
@@ -245,7 +245,7 @@ class Registry:
                     lambda connection, sha256=sha256: store.sha256_in_use(connection, sha256)
                 )
                 if not in_use:
-                    await asyncio.to_thread(self._files.remove, sha256)
+                    await self._files.kept.remove(sha256)
                     removed += 1
                 await self._database.write(
                     lambda connection, sha256=sha256: store.undoom(connection, sha256)
@@ -264,12 +264,12 @@ class Registry:
             return leases, keys, kept
 
         leases, keys, kept = await self._database.write(work)
-        staged = await asyncio.to_thread(self._files.staged)
+        staged = await asyncio.to_thread(self._files.staging.names)
         stale = [
             name for name, at_ns in staged.items() if name not in kept and at_ns < now_ns - day_ns
         ]
         for name in stale:
-            await asyncio.to_thread(self._files.discard, name)
+            await asyncio.to_thread(self._files.staging.discard, name)
         return {"leases": leases, "keys": keys, "staged": len(stale)}
 
     async def usage(self) -> Mapping[str, tuple[int, int]]:

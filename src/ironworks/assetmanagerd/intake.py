@@ -8,17 +8,18 @@ else here works on the same: neither a second registration nor the removal of it
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import structlog
 from sqlalchemy import Connection
 
 from ironworks.assetmanagerd import lease_store, store
+from ironworks.assetmanagerd.bytes.appender import Appender
+from ironworks.assetmanagerd.bytes.backend import AssetBytes
+from ironworks.assetmanagerd.bytes.disk import Hashed, Hasher, read_head
 from ironworks.assetmanagerd.bytes.formats import Found, examine
-from ironworks.assetmanagerd.bytes.local import LocalBytes
+from ironworks.assetmanagerd.bytes.locks import DigestLocks
 from ironworks.assetmanagerd.decide import (
     Event,
     check_facts,
@@ -37,6 +38,7 @@ from ironworks.assetmanagerd.types import (
 )
 from ironworks.model.errors import (
     Aborted,
+    DataLoss,
     FailedPrecondition,
     InvalidRequest,
     IronError,
@@ -49,29 +51,6 @@ from ironworks.storage.sql import Database
 
 _log = structlog.stdlib.get_logger()
 _MAX_KEY_CHARS = 128
-_FLUSH_BYTES = 4 * 1024 * 1024
-
-
-class DigestLocks:
-    """One lock per SHA-256, for as long as somebody wants it."""
-
-    def __init__(self) -> None:
-        self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
-
-    @asynccontextmanager
-    async def held(self, sha256: str) -> AsyncGenerator[None]:
-        """Hold the lock of one SHA-256."""
-        lock, users = self._locks.get(sha256, (asyncio.Lock(), 0))
-        self._locks[sha256] = (lock, users + 1)
-        try:
-            async with lock:
-                yield
-        finally:
-            lock, users = self._locks[sha256]
-            if users == 1:
-                del self._locks[sha256]
-            else:
-                self._locks[sha256] = (lock, users - 1)
 
 
 class Intake:
@@ -81,7 +60,7 @@ class Intake:
         self,
         *,
         database: Database,
-        files: LocalBytes,
+        files: AssetBytes,
         locks: DigestLocks,
         settings: AssetSettings,
         clock: Clock,
@@ -96,9 +75,21 @@ class Intake:
         self._streams: set[str] = set()
 
     async def register(
-        self, who: Who, facts: Facts, staged_name: str, key: str
+        self,
+        who: Who,
+        facts: Facts,
+        staged_name: str,
+        key: str,
+        hashed: Hashed | None = None,
     ) -> tuple[Asset, bool]:
         """The asset of a staged file, validated; and whether it existed.
+
+        Args:
+            who: Who registers.
+            facts: What the bytes are claimed to be.
+            staged_name: Their file in the staging area.
+            key: Idempotency key; may be empty.
+            hashed: What was found when the file was written; None: it is read.
 
         Raises:
             InvalidRequest: the facts are out of bounds, or the bytes are not what they say.
@@ -111,10 +102,10 @@ class Intake:
         async with self._locks.held(facts.sha256):
             asset, mine = await self._claim(who, owner, facts, staged_name, key)
             if mine:
-                return await self._validate(asset, facts, who.actor), False
+                return await self._validate(asset, facts, who.actor, hashed), False
             if await self._lacks_bytes(asset):
-                return await self._mend(asset, facts, staged_name, who.actor), True
-            await asyncio.to_thread(self._files.discard, staged_name)
+                return await self._mend(asset, facts, staged_name, who.actor, hashed), True
+            await asyncio.to_thread(self._files.staging.discard, staged_name)
             return _usable(asset), True
 
     async def _claim(
@@ -155,22 +146,24 @@ class Intake:
             known = store.read_asset(connection, claimed)
             if known is not None and known.state is not AssetState.DELETED:
                 # REGISTERED: an earlier call died within the validation, which is done again.
-                return known, known.state is AssetState.REGISTERED
+                return _taking(known, staged_name), known.state is AssetState.REGISTERED
             if live is not None:
-                return live, live.state is AssetState.REGISTERED
+                return _taking(live, staged_name), live.state is AssetState.REGISTERED
             store.insert_asset(connection, fresh, who.actor)
             store.undoom(connection, facts.sha256)
             return fresh, True
 
         return await self._database.write(work)
 
-    async def _validate(self, asset: Asset, facts: Facts, actor: str) -> Asset:
+    async def _validate(
+        self, asset: Asset, facts: Facts, actor: str, hashed: Hashed | None = None
+    ) -> Asset:
         """Read the bytes, put them where assets are, and say what became of the record."""
         try:
-            found = await asyncio.to_thread(self._take, asset, facts)
+            found = await self._take(asset, facts, hashed)
         except InvalidRequest as error:
             await self._settle(asset, Event.REFUSED, actor, reason=error.message)
-            await asyncio.to_thread(self._files.discard, asset.staged_name)
+            await asyncio.to_thread(self._files.staging.discard, asset.staged_name)
             raise
         except NotFound:
             await self._settle(asset, Event.REFUSED, actor, reason="Its bytes never arrived.")
@@ -183,37 +176,42 @@ class Intake:
         )
         return await self._settle(asset, Event.VALIDATED, actor, changed=validated)
 
-    def _take(self, asset: Asset, facts: Facts) -> Found:
-        """Validate the staged file and make it the stored one."""
+    async def _take(self, asset: Asset, facts: Facts, hashed: Hashed | None) -> Found:
+        """Validate the staged file and make it the kept one."""
+        kept, name = self._files.kept, asset.staged_name
         try:
-            sha256, size_bytes, head = self._files.read_staged(asset.staged_name)
+            found = hashed or await asyncio.to_thread(self._files.staging.read, name)
         except NotFound:
             # It may have been taken just before a crash.
-            if self._files.problem(asset.sha256, asset.size_bytes):
+            if await kept.problem(asset.sha256, asset.size_bytes):
                 raise
-            fd = self._files.open_object(asset.sha256, asset.size_bytes)
-            try:
-                head = os.pread(fd, 65536, 0)
-            finally:
-                os.close(fd)
-            return examine(head, asset.size_bytes, facts)
-        if size_bytes != asset.size_bytes:
-            raise InvalidRequest(f"There are {size_bytes} bytes, not {asset.size_bytes}.")
-        if sha256 != asset.sha256:
+            async with kept.local(asset.sha256, asset.size_bytes) as path:
+                return examine(await asyncio.to_thread(read_head, path), asset.size_bytes, facts)
+        if found.size_bytes != asset.size_bytes:
+            raise InvalidRequest(f"There are {found.size_bytes} bytes, not {asset.size_bytes}.")
+        if found.sha256 != asset.sha256:
             raise InvalidRequest("The bytes have another SHA-256 than was claimed.")
-        found = examine(head, size_bytes, facts)
-        self._files.adopt(asset.staged_name, sha256)
-        return found
+        format_found = examine(found.head, found.size_bytes, facts)
+        await kept.keep(self._files.staging.path / name, found.sha256, found.size_bytes)
+        return format_found
 
     async def _lacks_bytes(self, asset: Asset) -> bool:
         if asset.state not in (AssetState.AVAILABLE, AssetState.IN_USE):
             return False
-        return bool(asset.damage) or not await asyncio.to_thread(self._files.has, asset.sha256)
+        if asset.damage:
+            return True
+        try:
+            await self._files.kept.check(asset.sha256, asset.size_bytes)
+        except DataLoss:
+            return True
+        return False
 
-    async def _mend(self, asset: Asset, facts: Facts, staged_name: str, actor: str) -> Asset:
+    async def _mend(
+        self, asset: Asset, facts: Facts, staged_name: str, actor: str, hashed: Hashed | None
+    ) -> Asset:
         """Give an asset whose stored bytes are damaged the same bytes again."""
         staged = replace(asset, staged_name=staged_name)
-        await asyncio.to_thread(self._take, staged, facts)
+        await self._take(staged, facts, hashed)
         now_ns = self._clock.now_ns()
 
         def work(connection: Connection) -> Asset:
@@ -301,15 +299,15 @@ class Intake:
             raise Aborted("Another stream of this upload is under way.")
         self._streams.add(upload.upload_id)
         try:
-            await self._receive(upload, offset_bytes, chunks)
+            hashed = await self._receive(upload, offset_bytes, chunks)
             asset, existed = await self.register(
-                who, facts, upload.staged_name, key=f"{upload.upload_id}"
+                who, facts, upload.staged_name, upload.upload_id, hashed
             )
         except InvalidRequest:
             await self._database.write(
                 lambda connection: lease_store.delete_upload(connection, upload.upload_id)
             )
-            await asyncio.to_thread(self._files.discard, upload.staged_name)
+            await asyncio.to_thread(self._files.staging.discard, upload.staged_name)
             raise
         finally:
             self._streams.discard(upload.upload_id)
@@ -334,10 +332,24 @@ class Intake:
         return await self._with_offset(upload)
 
     async def _with_offset(self, upload: Upload) -> Upload:
+        if not upload.asset_id:
+            upload = await self._taken(upload)
         if upload.asset_id:
             return replace(upload, offset_bytes=upload.facts.size_bytes)
-        size_bytes = await asyncio.to_thread(self._files.staged_size, upload.staged_name)
+        size_bytes = await asyncio.to_thread(self._files.staging.size_bytes, upload.staged_name)
         return replace(upload, offset_bytes=size_bytes)
+
+    async def _taken(self, upload: Upload) -> Upload:
+        """An upload whose bytes its owner has as an asset: a crash came before that was noted."""
+        live = await self._database.read(
+            lambda connection: store.find_live(connection, upload.tenant_id, upload.facts.sha256)
+        )
+        usable = live is not None and live.state in (AssetState.AVAILABLE, AssetState.IN_USE)
+        if live is None or not usable or live.damage:
+            return upload
+        await self._touch(upload.upload_id, live.asset_id)
+        await asyncio.to_thread(self._files.staging.discard, upload.staged_name)
+        return replace(upload, asset_id=live.asset_id)
 
     async def _begin(self, owner: str, facts: Facts, upload_id: str, key: str) -> Upload:
         now_ns = self._clock.now_ns()
@@ -364,36 +376,35 @@ class Intake:
 
     async def _receive(
         self, upload: Upload, offset_bytes: int, chunks: AsyncIterator[bytes]
-    ) -> None:
+    ) -> Hashed:
+        """Write a stream to the staging area; answers what all of the upload is."""
         if offset_bytes != upload.offset_bytes:
             raise FailedPrecondition(
                 f"This upload stands at {upload.offset_bytes} bytes, not at {offset_bytes}.",
                 hint="Ask GetUpload, and begin there.",
             )
-        name, size_bytes = upload.staged_name, upload.facts.size_bytes
-        await asyncio.to_thread(self._files.check_room, size_bytes - offset_bytes)
-        waiting = bytearray()
+        staging, name, size_bytes = self._files.staging, upload.staged_name, upload.facts.size_bytes
+        await asyncio.to_thread(staging.check_room, size_bytes - offset_bytes)
+        hasher = Hasher()
+        if offset_bytes:
+            await asyncio.to_thread(staging.read, name, hasher)
         try:
-            async for chunk in chunks:
-                if offset_bytes + len(waiting) + len(chunk) > size_bytes:
-                    raise InvalidRequest(f"The stream is longer than {size_bytes} bytes.")
-                waiting += chunk
-                if len(waiting) >= _FLUSH_BYTES:
-                    await asyncio.to_thread(self._files.append, name, offset_bytes, bytes(waiting))
-                    offset_bytes += len(waiting)
-                    waiting.clear()
+            async with Appender(staging, name, hasher) as appender:
+                async for chunk in chunks:
+                    if appender.offset_bytes + len(chunk) > size_bytes:
+                        raise InvalidRequest(f"The stream is longer than {size_bytes} bytes.")
+                    await appender.take(chunk)
         finally:
             # A stream that breaks leaves what has come, so that the next one can go on.
-            if waiting:
-                await asyncio.to_thread(self._files.append, name, offset_bytes, bytes(waiting))
-                offset_bytes += len(waiting)
-            await asyncio.to_thread(self._files.sync, name)
+            await asyncio.to_thread(staging.sync, name)
             await self._touch(upload.upload_id, "")
-        if offset_bytes != size_bytes:
+        hashed = hasher.result()
+        if hashed.size_bytes != size_bytes:
             raise FailedPrecondition(
-                f"The stream ended at {offset_bytes} of {size_bytes} bytes.",
+                f"The stream ended at {hashed.size_bytes} of {size_bytes} bytes.",
                 hint="Ask GetUpload, and send the rest.",
             )
+        return hashed
 
     async def _touch(self, upload_id: str, asset_id: str) -> None:
         expires_at_ns = self._clock.now_ns() + self._settings.upload_ttl_seconds * NS_PER_SECOND
@@ -420,13 +431,18 @@ class Intake:
         for upload in old:
             if upload.upload_id in self._streams:
                 continue
-            await asyncio.to_thread(self._files.discard, upload.staged_name)
+            await asyncio.to_thread(self._files.staging.discard, upload.staged_name)
             await self._database.write(
                 lambda connection, upload_id=upload.upload_id: lease_store.delete_upload(
                     connection, upload_id
                 )
             )
         return len(old)
+
+
+def _taking(asset: Asset, staged_name: str) -> Asset:
+    """A registration under way takes the newest file that was staged for it."""
+    return replace(asset, staged_name=staged_name) if asset.staged_name else asset
 
 
 def _usable(asset: Asset) -> Asset:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from sqlalchemy import Connection
 
 from ironworks.assetmanagerd import lease_store, store
-from ironworks.assetmanagerd.bytes.local import LocalBytes
+from ironworks.assetmanagerd.bytes.backend import AssetBytes
 from ironworks.assetmanagerd.bytes.place import open_below, place, split_below
 from ironworks.assetmanagerd.decide import (
     Event,
@@ -50,7 +50,7 @@ class Leasing:
         self,
         *,
         database: Database,
-        files: LocalBytes,
+        files: AssetBytes,
         settings: AssetSettings,
         clock: Clock,
         entropy: Entropy,
@@ -234,14 +234,11 @@ class Leasing:
             lambda connection: self._held(connection, who, lease_id, [file[0] for file in files])
         )
 
-        def work() -> list[Placed]:
-            fd = open_below(root, parts)
-            try:
-                return [self._place(assets[asset_id], name, fd) for asset_id, name in files]
-            finally:
-                os.close(fd)
-
-        return await asyncio.to_thread(work)
+        fd = await asyncio.to_thread(open_below, root, parts)
+        try:
+            return [await self._place(assets[asset_id], name, fd) for asset_id, name in files]
+        finally:
+            os.close(fd)
 
     def _held(
         self, connection: Connection, who: Who, lease_id: str, asset_ids: Sequence[str]
@@ -256,14 +253,16 @@ class Leasing:
                 raise NotFound(f"Lease {lease_id} does not hold asset {asset_id[:64]!r}.")
         return store.read_assets(connection, asset_ids)
 
-    def _place(self, asset: Asset, name: str, directory_fd: int) -> Placed:
-        method = place(
-            self._files,
-            sha256=asset.sha256,
-            size_bytes=asset.size_bytes,
-            directory_fd=directory_fd,
-            file_name=name,
-        )
+    async def _place(self, asset: Asset, name: str, directory_fd: int) -> Placed:
+        async with self._files.kept.local(asset.sha256, asset.size_bytes) as path:
+            method = await asyncio.to_thread(
+                place,
+                path,
+                sha256=asset.sha256,
+                size_bytes=asset.size_bytes,
+                directory_fd=directory_fd,
+                file_name=name,
+            )
         return Placed(
             asset_id=asset.asset_id, file_name=name, method=method, size_bytes=asset.size_bytes
         )

@@ -8,8 +8,11 @@ from contextlib import asynccontextmanager
 
 from ironworks.assetmanagerd.api import Handlers
 from ironworks.assetmanagerd.app import Registry
-from ironworks.assetmanagerd.bytes.local import LocalBytes
-from ironworks.assetmanagerd.intake import DigestLocks, Intake
+from ironworks.assetmanagerd.bytes.backend import AssetBytes
+from ironworks.assetmanagerd.bytes.local import LocalBackend
+from ironworks.assetmanagerd.bytes.locks import DigestLocks
+from ironworks.assetmanagerd.bytes.staging import Staging
+from ironworks.assetmanagerd.intake import Intake
 from ironworks.assetmanagerd.leasing import Leasing
 from ironworks.assetmanagerd.reconcilers import reconcilers
 from ironworks.assetmanagerd.types import AssetSettings
@@ -25,8 +28,12 @@ NAME = "assetmanagerd"
 async def compose(chassis: Chassis[AssetSettings]) -> AsyncGenerator[Parts]:
     """Open the store and the bytes, and build everything that serves them."""
     settings, clock, entropy = chassis.settings, chassis.clock, chassis.entropy
-    files = LocalBytes(settings.asset_dir, min_free_bytes=settings.min_free_bytes)
-    await asyncio.to_thread(files.open)
+    files = AssetBytes(
+        staging=Staging(settings.staging_dir, min_free_bytes=settings.min_free_bytes),
+        kept=LocalBackend(settings.asset_dir),
+    )
+    await asyncio.to_thread(files.staging.open)
+    await files.kept.open()
     database = Database(sqlite_url(settings.data_dir / NAME / f"{NAME}.db"))
     try:
         await asyncio.to_thread(ensure_current, database.engine, f"ironworks.{NAME}.migrations")

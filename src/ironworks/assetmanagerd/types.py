@@ -279,8 +279,13 @@ class AssetSettings(Settings):
 
     @property
     def asset_dir(self) -> Path:
-        """Where bytes are."""
+        """Where bytes are on this host."""
         return self.data_dir / "assets"
+
+    @property
+    def staging_dir(self) -> Path:
+        """Where bytes are on their way in."""
+        return self.asset_dir / "staging"
 
     def roots(self) -> tuple[Path, ...]:
         """Directories below which assets may be placed."""

@@ -10,8 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ironworks.assetmanagerd.app import Registry
-from ironworks.assetmanagerd.bytes.local import LocalBytes
-from ironworks.assetmanagerd.intake import DigestLocks, Intake
+from ironworks.assetmanagerd.bytes.backend import AssetBytes, Backend
+from ironworks.assetmanagerd.bytes.local import LocalBackend
+from ironworks.assetmanagerd.bytes.locks import DigestLocks
+from ironworks.assetmanagerd.bytes.staging import Staging
+from ironworks.assetmanagerd.intake import Intake
 from ironworks.assetmanagerd.leasing import Leasing
 from ironworks.assetmanagerd.types import Asset, AssetKind, AssetSettings, Facts, Who
 from ironworks.runtime.clock import SystemEntropy
@@ -50,14 +53,14 @@ class AssetWorld:
     settings: AssetSettings
     clock: FakeClock
     database: Database
-    files: LocalBytes
+    files: AssetBytes
     registry: Registry
     intake: Intake
     leasing: Leasing
 
     def stage(self, body: bytes, name: str = "staged") -> str:
         """Put bytes where builderd would."""
-        (self.files.staging / name).write_bytes(body)
+        (self.files.staging.path / name).write_bytes(body)
         return name
 
     async def asset(
@@ -69,6 +72,18 @@ class AssetWorld:
         asset, _ = await self.intake.register(who, claim, self.stage(body), "")
         return asset
 
+    def kept_file(self, sha256: str) -> Path:
+        """Where the bytes are, or would be; only while a directory keeps them."""
+        return LocalBackend(self.settings.asset_dir).path(sha256)
+
+    def has(self, sha256: str) -> bool:
+        """Whether such bytes are kept; only while a directory keeps them."""
+        return self.kept_file(sha256).exists()
+
+    async def kept(self) -> list[str]:
+        """SHA-256 of all bytes that are kept."""
+        return [sha256 async for sha256 in self.files.kept.objects()]
+
     def jail(self, name: str = "vm_1") -> Path:
         """A VM's directory."""
         path = self.settings.data_dir / "jails" / name / "root"
@@ -77,12 +92,24 @@ class AssetWorld:
 
 
 @asynccontextmanager
-async def asset_world(data_dir: Path, **limits: int) -> AsyncGenerator[AssetWorld]:
-    """A fresh assetmanagerd below `data_dir`, or the one that was there before."""
+async def asset_world(
+    data_dir: Path, kept: Backend | None = None, **limits: int
+) -> AsyncGenerator[AssetWorld]:
+    """A fresh assetmanagerd below `data_dir`, or the one that was there before.
+
+    Args:
+        data_dir: Its data directory.
+        kept: Where its bytes are; None: below the data directory.
+        limits: Settings.
+    """
     settings = AssetSettings(data_dir=data_dir, min_free_bytes=0).model_copy(update=limits)
     clock, entropy, locks = FakeClock(), SystemEntropy(), DigestLocks()
-    files = LocalBytes(settings.asset_dir, min_free_bytes=settings.min_free_bytes)
-    files.open()
+    files = AssetBytes(
+        staging=Staging(settings.staging_dir, min_free_bytes=settings.min_free_bytes),
+        kept=kept or LocalBackend(settings.asset_dir),
+    )
+    files.staging.open()
+    await files.kept.open()
     database = Database(sqlite_url(data_dir / "assets.db"))
     upgrade(database.engine, "ironworks.assetmanagerd.migrations")
     registry = Registry(

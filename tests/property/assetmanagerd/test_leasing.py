@@ -119,7 +119,7 @@ async def check(world: AssetWorld) -> None:
         for asset in assets
         if asset.state not in (AssetState.FAILED, AssetState.DELETED)
     }
-    assert set(world.files.objects()) == live
+    assert set(await world.kept()) == live
     owned = Counter(
         (asset.tenant_id, asset.sha256)
         for asset in assets

@@ -48,7 +48,7 @@ async def test_the_way_of_an_asset_by_hand_is_kept(world: AssetWorld) -> None:
     deleted = await world.registry.delete(ACME, asset.asset_id, "old", "")
     assert deleted.state is AssetState.DELETED
     assert await world.registry.delete(ACME, asset.asset_id, "old", "") == deleted
-    assert not world.files.has(asset.sha256)
+    assert not world.has(asset.sha256)
     events = await world.registry.events(ACME, asset.asset_id, PageSpec(size=100))
     assert [(event.to_state.value, event.reason) for event in events] == [
         ("registered", "Registered."),
@@ -68,7 +68,7 @@ async def test_what_is_leased_cannot_go(world: AssetWorld) -> None:
             await refused(ACME, asset.asset_id, "", "")
     await world.clock.advance(30 * DAY)
     assert not any(one.collected for one in await world.registry.collect(dry_run=False))
-    assert world.files.has(asset.sha256)
+    assert world.has(asset.sha256)
     await world.leasing.release(METALD, lease_id)
     await world.registry.archive(ACME, asset.asset_id, "", "")
 
@@ -89,7 +89,7 @@ async def test_identical_bytes_stay_until_the_last_owner_has_gone(world: AssetWo
     for who, asset, there in ((ACME, mine, True), (EVIL, theirs, False)):
         await world.registry.archive(who, asset.asset_id, "", "")
         await world.registry.delete(who, asset.asset_id, "", "")
-        assert world.files.has(asset.sha256) is there
+        assert world.has(asset.sha256) is there
     assert (await world.asset()).state is AssetState.AVAILABLE
 
 
@@ -106,14 +106,14 @@ async def test_garbage_collection(world: AssetWorld) -> None:
         young.asset_id: False,
     }
     assert all(one.reason for one in told)
-    assert world.files.has(old.sha256)
+    assert world.has(old.sha256)
     done = await world.registry.collect(dry_run=False)
     assert [one.asset_id for one in done if one.collected] == [old.asset_id]
     assert done[0].freed_bytes == old.size_bytes
-    assert not world.files.has(old.sha256)
+    assert not world.has(old.sha256)
     tombstone = await world.registry.get(ACME, old.asset_id)
     assert tombstone.state is AssetState.DELETED
-    assert world.files.has(young.sha256)
+    assert world.has(young.sha256)
     with pytest.raises(InvalidRequest):
         await world.registry.collect(dry_run=True, unused_seconds=1)
 
@@ -129,7 +129,7 @@ async def test_bytes_that_were_listed_for_removal_are_kept_if_wanted_again(
     again = await world.asset()
     assert again.asset_id != asset.asset_id
     await world.registry.remove_doomed()
-    assert world.files.has(again.sha256)
+    assert world.has(again.sha256)
 
 
 async def test_lists_and_pages(world: AssetWorld) -> None:
@@ -172,7 +172,7 @@ async def test_the_newest_own_asset_is_chosen_else_the_platforms(world: AssetWor
 async def test_verify_reads_the_bytes(world: AssetWorld) -> None:
     asset = await world.asset()
     assert (await world.registry.verify(ACME, asset.asset_id))[1] == ""
-    path = world.files.path(asset.sha256)
+    path = world.kept_file(asset.sha256)
     path.chmod(0o600)
     path.write_bytes(bytes(asset.size_bytes))
     damaged, problem = await world.registry.verify(ACME, asset.asset_id)
@@ -187,10 +187,10 @@ async def test_the_sweep_removes_what_nobody_will_take(world: AssetWorld) -> Non
     world.stage(b"abandoned", "abandoned")
     world.stage(b"fresh", "fresh")
     old_ns = world.clock.now_ns() - 2 * DAY * 10**9
-    os.utime(world.files.staging / "abandoned", ns=(old_ns, old_ns))
+    os.utime(world.files.staging.path / "abandoned", ns=(old_ns, old_ns))
     swept = await world.registry.sweep()
     assert swept["staged"] == 1
-    assert list(world.files.staged()) == ["fresh"]
+    assert list(world.files.staging.names()) == ["fresh"]
     asset = await world.asset()
     await world.leasing.release(METALD, await hold(world, asset))
     await world.clock.advance(2 * DAY)

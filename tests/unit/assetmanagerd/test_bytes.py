@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import os
@@ -13,9 +14,12 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from ironworks.assetmanagerd.bytes.appender import FLUSH_BYTES, Appender
+from ironworks.assetmanagerd.bytes.disk import Hasher
 from ironworks.assetmanagerd.bytes.formats import examine
-from ironworks.assetmanagerd.bytes.local import LocalBytes
+from ironworks.assetmanagerd.bytes.local import LocalBackend
 from ironworks.assetmanagerd.bytes.place import open_below, place, split_below
+from ironworks.assetmanagerd.bytes.staging import Staging
 from ironworks.assetmanagerd.types import AssetFormat, AssetKind, Facts, PrepareMethod
 from ironworks.model.errors import (
     DataLoss,
@@ -119,73 +123,125 @@ def test_a_false_claim_of_format_or_architecture() -> None:
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> LocalBytes:
-    made = LocalBytes(tmp_path / "assets", min_free_bytes=0)
+def staging(tmp_path: Path) -> Staging:
+    made = Staging(tmp_path / "staging", min_free_bytes=0)
     made.open()
     return made
 
 
-def stored(files: LocalBytes, body: bytes = b"bytes") -> str:
-    (files.staging / "x").write_bytes(body)
-    sha256, _, _ = files.read_staged("x")
-    files.adopt("x", sha256)
-    return sha256
+@pytest.fixture
+async def kept(tmp_path: Path) -> LocalBackend:
+    made = LocalBackend(tmp_path)
+    await made.open()
+    return made
 
 
-def test_adopted_bytes_are_named_by_what_they_are_and_read_only(files: LocalBytes) -> None:
-    sha256 = stored(files)
+async def stored(kept: LocalBackend, staging: Staging, body: bytes = b"bytes") -> str:
+    (staging.path / "x").write_bytes(body)
+    hashed = staging.read("x")
+    await kept.keep(staging.path / "x", hashed.sha256, hashed.size_bytes)
+    return hashed.sha256
+
+
+async def test_kept_bytes_are_named_by_what_they_are_and_read_only(
+    kept: LocalBackend, staging: Staging
+) -> None:
+    sha256 = await stored(kept, staging)
     assert sha256 == hashlib.sha256(b"bytes").hexdigest()
-    assert files.path(sha256).stat().st_mode & 0o777 == 0o444
-    assert files.staged() == {}
-    assert list(files.objects()) == [sha256]
-    assert files.problem(sha256, 5) == ""
-    files.remove(sha256)
-    files.remove(sha256)
-    assert not files.has(sha256)
-    assert "gone" in files.problem(sha256, 5)
+    assert kept.path(sha256).stat().st_mode & 0o777 == 0o444
+    assert staging.names() == {}
 
 
-def test_damage_is_found(files: LocalBytes) -> None:
-    sha256 = stored(files)
-    files.path(sha256).chmod(0o644)
+async def test_a_file_that_could_be_written_is_not_handed_out(
+    kept: LocalBackend, staging: Staging
+) -> None:
+    sha256 = await stored(kept, staging)
+    kept.path(sha256).chmod(0o644)
     with pytest.raises(FailedPrecondition, match="writable"):
-        files.check_link_source(sha256)
-    files.path(sha256).write_bytes(b"bitez")
-    assert "SHA-256" in files.problem(sha256, 5)
-    files.path(sha256).write_bytes(b"cut")
-    assert "damaged" in files.problem(sha256, 5)
+        async with kept.local(sha256, 5):
+            pass
 
 
-def test_only_files_are_taken_from_the_staging_area(files: LocalBytes, tmp_path: Path) -> None:
+async def test_damage_is_found(kept: LocalBackend, staging: Staging) -> None:
+    sha256 = await stored(kept, staging)
+    kept.path(sha256).write_bytes(b"bitez")
+    assert "SHA-256" in await kept.problem(sha256, 5)
+    kept.path(sha256).write_bytes(b"cut")
+    assert "damaged" in await kept.problem(sha256, 5)
+
+
+async def test_a_file_that_is_replaced_is_freed_later(kept: LocalBackend, staging: Staging) -> None:
+    sha256 = await stored(kept, staging)
+    before = kept.path(sha256).stat().st_ino
+    await stored(kept, staging)
+    await stored(kept, staging)
+    assert kept.path(sha256).stat().st_ino != before
+    assert await kept.leftovers() == 1
+    assert await kept.leftovers() == 0
+    assert await kept.problem(sha256, 5) == ""
+
+
+def test_only_files_are_taken_from_the_staging_area(staging: Staging, tmp_path: Path) -> None:
     with pytest.raises(NotFound):
-        files.read_staged("nothing")
+        staging.read("nothing")
     (tmp_path / "secret").write_text("secret")
-    (files.staging / "link").symlink_to(tmp_path / "secret")
-    (files.staging / "directory").mkdir()
-    os.mkfifo(files.staging / "fifo")
+    (staging.path / "link").symlink_to(tmp_path / "secret")
+    (staging.path / "directory").mkdir()
+    os.mkfifo(staging.path / "fifo")
     for name in ("link", "directory", "fifo"):
         with pytest.raises(InvalidRequest, match="not a file"):
-            files.read_staged(name)
+            staging.read(name)
 
 
-def test_uploads_are_written_where_they_belong(files: LocalBytes) -> None:
-    files.append("u", 0, b"hello ")
-    files.append("u", 6, b"world")
-    files.sync("u")
-    files.sync("absent")
-    assert files.staged_size("u") == 11
-    assert files.staged_size("absent") == 0
-    assert files.read_staged("u")[2] == b"hello world"
-    files.discard("u")
-    files.discard("u")
+def test_uploads_are_written_where_they_belong(staging: Staging) -> None:
+    staging.append("u", 0, [b"hel", b"lo "])
+    staging.append("u", 6, [b"world"])
+    staging.sync("u")
+    staging.sync("absent")
+    assert staging.size_bytes("u") == 11
+    assert staging.size_bytes("absent") == 0
+    assert staging.read("u").head == b"hello world"
+    staging.discard("u")
+    staging.discard("u")
 
 
-def test_no_room(tmp_path: Path) -> None:
-    files = LocalBytes(tmp_path, min_free_bytes=0)
-    files.open()
-    files.check_room(1)
+def test_no_room(staging: Staging) -> None:
+    staging.check_room(1)
     with pytest.raises(ResourceExhausted, match="no room"):
-        files.check_room(1 << 60)
+        staging.check_room(1 << 60)
+
+
+async def test_what_is_appended_is_hashed_behind_the_stream(staging: Staging) -> None:
+    body, hasher = os.urandom(3 * FLUSH_BYTES + 5), Hasher()
+    async with Appender(staging, "u", hasher) as appender:
+        for at in range(0, len(body), 1 << 20):
+            await appender.take(body[at : at + (1 << 20)])
+    assert hasher.result().sha256 == hashlib.sha256(body).hexdigest()
+    assert staging.read("u") == hasher.result()
+
+
+async def test_after_a_failure_a_file_holds_a_beginning_and_no_more(
+    staging: Staging, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body, pwrite = os.urandom(4 * FLUSH_BYTES), os.pwrite
+
+    def full(fd: int, view: memoryview, at: int) -> int:
+        if FLUSH_BYTES < at < 2 * FLUSH_BYTES:
+            raise OSError(errno.ENOSPC, "full")
+        return pwrite(fd, view, at)
+
+    monkeypatch.setattr(os, "pwrite", full)
+
+    async def append() -> None:
+        async with Appender(staging, "u", Hasher()) as appender:
+            for at in range(0, len(body), 1 << 20):
+                await appender.take(body[at : at + (1 << 20)])
+
+    with pytest.raises(ResourceExhausted, match="no room"):
+        await append()
+    there = (staging.path / "u").read_bytes()
+    assert 0 < len(there) < len(body)
+    assert body.startswith(there)
 
 
 # --- placing ------------------------------------------------------------------------------------
@@ -230,22 +286,28 @@ def here(tmp_path: Path) -> Path:
     return tmp_path / "jail"
 
 
-def put(files: LocalBytes, sha256: str, here: Path, size_bytes: int = 5) -> PrepareMethod:
+def put(kept: LocalBackend, sha256: str, here: Path, size_bytes: int = 5) -> PrepareMethod:
     fd = open_below(here.parent, (here.name,))
     try:
         return place(
-            files, sha256=sha256, size_bytes=size_bytes, directory_fd=fd, file_name="rootfs"
+            kept.path(sha256),
+            sha256=sha256,
+            size_bytes=size_bytes,
+            directory_fd=fd,
+            file_name="rootfs",
         )
     finally:
         os.close(fd)
 
 
-def test_bytes_are_linked_not_copied(files: LocalBytes, here: Path) -> None:
-    sha256 = stored(files)
-    assert put(files, sha256, here) is PrepareMethod.HARD_LINK
-    assert (here / "rootfs").stat().st_ino == files.path(sha256).stat().st_ino
-    assert put(files, sha256, here) is PrepareMethod.HARD_LINK
-    files.remove(sha256)
+async def test_bytes_are_linked_not_copied(
+    kept: LocalBackend, staging: Staging, here: Path
+) -> None:
+    sha256 = await stored(kept, staging)
+    assert put(kept, sha256, here) is PrepareMethod.HARD_LINK
+    assert (here / "rootfs").stat().st_ino == kept.path(sha256).stat().st_ino
+    assert put(kept, sha256, here) is PrepareMethod.HARD_LINK
+    await kept.remove(sha256)
     assert (here / "rootfs").read_bytes() == b"bytes"
 
 
@@ -258,41 +320,47 @@ OCCUPIED: list[Callable[[Path], object]] = [
 
 
 @pytest.mark.parametrize("occupy", OCCUPIED)
-def test_what_is_there_is_never_replaced(
-    files: LocalBytes, here: Path, occupy: Callable[[Path], object]
+async def test_what_is_there_is_never_replaced(
+    kept: LocalBackend, staging: Staging, here: Path, occupy: Callable[[Path], object]
 ) -> None:
+    sha256 = await stored(kept, staging)
     occupy(here / "rootfs")
     before = (here / "rootfs").lstat().st_ino
     with pytest.raises(FailedPrecondition, match="another file"):
-        put(files, stored(files), here)
+        put(kept, sha256, here)
     assert (here / "rootfs").lstat().st_ino == before
 
 
-def test_an_equal_copy_is_left_as_it_is(files: LocalBytes, here: Path) -> None:
+async def test_an_equal_copy_is_left_as_it_is(
+    kept: LocalBackend, staging: Staging, here: Path
+) -> None:
+    sha256 = await stored(kept, staging)
     (here / "rootfs").write_bytes(b"bytes")
-    put(files, stored(files), here)
+    put(kept, sha256, here)
     assert (here / "rootfs").read_bytes() == b"bytes"
 
 
-def test_bytes_that_are_gone(files: LocalBytes, here: Path) -> None:
-    sha256 = stored(files)
+async def test_bytes_that_are_gone(kept: LocalBackend, staging: Staging, here: Path) -> None:
+    sha256 = await stored(kept, staging)
     with pytest.raises(DataLoss):
-        put(files, sha256, here, size_bytes=6)
-    files.remove(sha256)
+        put(kept, sha256, here, size_bytes=6)
+    await kept.remove(sha256)
     with pytest.raises(DataLoss):
-        put(files, sha256, here)
+        put(kept, sha256, here)
     assert list(here.iterdir()) == []
 
 
-def test_another_file_system_gets_a_verified_copy(files: LocalBytes) -> None:
+async def test_another_file_system_gets_a_verified_copy(
+    kept: LocalBackend, staging: Staging
+) -> None:
     shared = Path("/dev/shm")
-    if shared.stat().st_dev == files.staging.stat().st_dev:
+    if shared.stat().st_dev == staging.path.stat().st_dev:
         pytest.skip("there is no second file system here")
     here = shared / f"ironworks-test-{os.getpid()}"
     here.mkdir()
     try:
-        sha256 = stored(files, os.urandom(3_000_000))
-        method = put(files, sha256, here, size_bytes=3_000_000)
+        sha256 = await stored(kept, staging, os.urandom(3_000_000))
+        method = put(kept, sha256, here, size_bytes=3_000_000)
         assert method is PrepareMethod.COPY
         assert hashlib.sha256((here / "rootfs").read_bytes()).hexdigest() == sha256
         assert [path.name for path in here.iterdir()] == ["rootfs"]

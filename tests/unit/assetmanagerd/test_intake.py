@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ironworks.assetmanagerd import store
-from ironworks.assetmanagerd.intake import DigestLocks
+from ironworks.assetmanagerd.bytes.locks import DigestLocks
 from ironworks.assetmanagerd.types import Asset, AssetState, Facts
 from ironworks.model.errors import (
     Aborted,
@@ -39,8 +39,8 @@ async def test_registered_bytes_are_available(world: AssetWorld) -> None:
     asset = await world.asset()
     assert asset.state is AssetState.AVAILABLE
     assert asset.media_type == "application/vnd.ironworks.rootfs.squashfs"
-    assert world.files.has(asset.sha256)
-    assert world.files.staged() == {}
+    assert await world.kept() == [asset.sha256]
+    assert world.files.staging.names() == {}
 
 
 async def test_an_owner_has_the_same_bytes_once(world: AssetWorld) -> None:
@@ -50,10 +50,10 @@ async def test_an_owner_has_the_same_bytes_once(world: AssetWorld) -> None:
     )
     assert existed
     assert again.asset_id == first.asset_id
-    assert world.files.staged() == {}
+    assert world.files.staging.names() == {}
     theirs = await world.asset(who=EVIL)
     assert theirs.asset_id != first.asset_id
-    assert len(list(world.files.objects())) == 1
+    assert len(await world.kept()) == 1
 
 
 async def test_many_at_once_become_one(world: AssetWorld) -> None:
@@ -66,7 +66,7 @@ async def test_many_at_once_become_one(world: AssetWorld) -> None:
     )
     assert len({asset.asset_id for asset, _ in answers}) == 1
     assert sum(not existed for _, existed in answers) == 1
-    assert world.files.staged() == {}
+    assert world.files.staging.names() == {}
 
 
 @pytest.mark.parametrize(
@@ -84,8 +84,8 @@ async def test_bytes_that_are_not_what_was_claimed_fail(
         await world.intake.register(ACME, claim, world.stage(body), "k")
     failed = await world.database.read(lambda c: store.in_state(c, AssetState.FAILED, 10))
     assert [reason in asset.reason for asset in failed] == [True]
-    assert world.files.staged() == {}
-    assert list(world.files.objects()) == []
+    assert world.files.staging.names() == {}
+    assert await world.kept() == []
     # With the same key the same answer; with another a fresh start.
     with pytest.raises(InvalidRequest):
         await world.intake.register(ACME, claim, world.stage(body), "k")
@@ -118,7 +118,7 @@ async def test_archived_bytes_are_restored_not_registered_again(world: AssetWorl
 
 async def test_damaged_bytes_are_mended_by_the_same_bytes(world: AssetWorld) -> None:
     asset = await world.asset()
-    world.files.remove(asset.sha256)
+    await world.files.kept.remove(asset.sha256)
     damaged, problem = await world.registry.verify(ACME, asset.asset_id)
     assert "gone" in problem
     assert damaged.damage
@@ -147,7 +147,7 @@ async def test_a_registration_that_a_crash_interrupted_is_finished(
     world.stage(body, "s")
     asset = await died_after_claiming(world, claim, "s")
     if taken:
-        world.files.adopt("s", claim.sha256)
+        await world.files.kept.keep(world.files.staging.path / "s", claim.sha256, claim.size_bytes)
     assert await world.intake.resume() == 1
     finished = await world.registry.get(ACME, asset.asset_id)
     assert finished.state is AssetState.AVAILABLE
@@ -188,10 +188,10 @@ async def test_uploads_that_are_refused(world: AssetWorld) -> None:
     body = squashfs(b"bad")
     with pytest.raises(InvalidRequest, match="longer"):
         await upload(world, body, body, b"more")
-    assert world.files.staged() == {}
+    assert world.files.staging.names() == {}
     with pytest.raises(InvalidRequest, match="SHA-256"):
         await upload(world, body, bytes(len(body)))
-    assert world.files.staged() == {}
+    assert world.files.staging.names() == {}
     with pytest.raises(InvalidRequest, match="idempotency_key"):
         await world.intake.upload(
             ACME, facts(body), upload_id="", key="", offset_bytes=0, chunks=chunked()
@@ -234,7 +234,7 @@ async def test_uploads_that_stand_still_are_forgotten(world: AssetWorld) -> None
     assert await world.intake.forget_uploads() == 0
     await world.clock.advance(90_000)
     assert await world.intake.forget_uploads() == 1
-    assert world.files.staged() == {}
+    assert world.files.staging.names() == {}
     with pytest.raises(NotFound):
         await world.intake.get_upload(ACME, "", "k")
 

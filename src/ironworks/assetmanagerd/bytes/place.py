@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from ironworks.assetmanagerd.bytes.local import LocalBytes, disk_errors, hash_file
+from ironworks.assetmanagerd.bytes.disk import disk_errors, hash_file, open_exact
 from ironworks.assetmanagerd.types import PrepareMethod
 from ironworks.model.errors import DataLoss, FailedPrecondition, InvalidRequest, PermissionDenied
 
@@ -77,22 +77,22 @@ def open_below(root: Path, parts: Sequence[str]) -> int:
 
 
 def place(
-    store: LocalBytes, *, sha256: str, size_bytes: int, directory_fd: int, file_name: str
+    path: Path, *, sha256: str, size_bytes: int, directory_fd: int, file_name: str
 ) -> PrepareMethod:
-    """Make `file_name` in the directory be the stored bytes.
+    """Make `file_name` in the directory be the bytes of the read-only file at `path`.
 
     Raises:
-        DataLoss: the stored bytes are gone or damaged.
+        DataLoss: the bytes are gone or damaged.
         FailedPrecondition: there is another file of that name.
         ResourceExhausted: a copy was needed, and the disk is full.
     """
-    source_fd = store.open_object(sha256, size_bytes)
+    source_fd = open_exact(path, sha256, size_bytes)
     try:
-        store.check_link_source(sha256)
-        if _same_is_there(source_fd, sha256, directory_fd, file_name):
-            return PrepareMethod.HARD_LINK
+        there = _same_is_there(source_fd, sha256, directory_fd, file_name)
+        if there is not None:
+            return there
         try:
-            os.link(store.path(sha256), file_name, dst_dir_fd=directory_fd, follow_symlinks=False)
+            os.link(path, file_name, dst_dir_fd=directory_fd, follow_symlinks=False)
         except FileExistsError:
             raise _occupied(file_name) from None
         except OSError as error:
@@ -110,19 +110,21 @@ def _occupied(file_name: str) -> FailedPrecondition:
     return FailedPrecondition(f"The directory has another file {file_name} already.")
 
 
-def _same_is_there(source_fd: int, sha256: str, directory_fd: int, file_name: str) -> bool:
+def _same_is_there(
+    source_fd: int, sha256: str, directory_fd: int, file_name: str
+) -> PrepareMethod | None:
     try:
         fd = os.open(file_name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory_fd)
     except FileNotFoundError:
-        return False
+        return None
     except OSError:
         raise _occupied(file_name) from None
     try:
         there, source = os.fstat(fd), os.fstat(source_fd)
         if (there.st_dev, there.st_ino) == (source.st_dev, source.st_ino):
-            return True
-        if stat.S_ISREG(there.st_mode) and hash_file(fd)[0] == sha256:
-            return True
+            return PrepareMethod.HARD_LINK
+        if stat.S_ISREG(there.st_mode) and hash_file(fd).sha256 == sha256:
+            return PrepareMethod.COPY
     finally:
         os.close(fd)
     raise _occupied(file_name)
@@ -136,7 +138,7 @@ def _copy(source_fd: int, sha256: str, directory_fd: int, file_name: str) -> Pre
     fd = os.open(temporary, flags, 0o444, dir_fd=directory_fd)
     try:
         method = _fill(source_fd, fd)
-        if method is PrepareMethod.COPY and hash_file(fd)[0] != sha256:
+        if method is PrepareMethod.COPY and hash_file(fd).sha256 != sha256:
             raise DataLoss("The bytes of this asset are damaged.", context={"sha256": sha256})
         os.link(
             temporary,
