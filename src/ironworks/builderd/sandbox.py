@@ -13,12 +13,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ironworks
-from ironworks.builderd.flatten.plan import Flattened, Plan
+from ironworks.builderd.flatten.plan import Flattened, Plan, encode, read_flattened
 from ironworks.model.errors import FailedPrecondition, Internal, IronError, all_errors
 
 _LINE_BYTES = 1 << 20
@@ -124,21 +124,14 @@ async def run_flatten(
     argv = sandbox.argv([sys.executable, *module])
     process = await _start(argv)
     try:
-        last, said = await _converse(process, json.dumps(asdict(plan)), on_step)
+        last, said = await _converse(process, encode(plan), on_step)
     finally:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
     if "result" in last:
-        result: dict[str, Any] = last["result"]
-        return Flattened(
-            sha256=result["sha256"],
-            size_bytes=result["size_bytes"],
-            unpacked_bytes=result["unpacked_bytes"],
-            file_count=result["file_count"],
-            notes=tuple(result["notes"]),
-        )
+        return read_flattened(last["result"])
     if "error" in last:
         raise _error(last)
     raise died(process.returncode, said)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import asdict
 from typing import Any
 
-from ironworks.builderd.flatten.plan import Layer, Limits, Plan
+from ironworks.builderd.flatten.plan import read_plan
 from ironworks.builderd.flatten.run import flatten
 from ironworks.model.errors import IronError
 
@@ -17,21 +18,10 @@ def _say(line: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def _read_plan(text: str) -> Plan:
-    raw: dict[str, Any] = json.loads(text)
-    return Plan(
-        layers=tuple(Layer(**layer) for layer in raw["layers"]),
-        output=raw["output"],
-        scratch=raw["scratch"],
-        limits=Limits(**raw["limits"]),
-        processors=raw["processors"],
-    )
-
-
 def main() -> int:
     """Do one plan; 0 if it went well, 1 if the image was refused."""
     os.umask(0o077)
-    plan = _read_plan(sys.stdin.read())
+    plan = read_plan(sys.stdin.read())
     try:
         result = flatten(plan, _say)
     except IronError as error:
@@ -45,7 +35,7 @@ def main() -> int:
             }
         )
         return 1
-    _say({"result": {name: getattr(result, name) for name in result.__slots__}})
+    _say({"result": asdict(result)})
     return 0
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from ironworks.builderd.flatten.headers import BLOCK, Entry, Kind
 from ironworks.builderd.flatten.tree import Item
@@ -19,6 +20,15 @@ _SMALL_BYTES = 128 << 10
 _SEND_BYTES = 1 << 24
 
 
+@dataclass(slots=True)
+class Counts:
+    """What a tree has: bytes of its files, names but the root's, inodes with the root's."""
+
+    unpacked_bytes: int = 0
+    file_count: int = 0
+    inode_count: int = 1
+
+
 class ArchiveWriter:
     """Writes items to a pipe; data go from the layers' tars to the pipe within the kernel."""
 
@@ -26,12 +36,10 @@ class ArchiveWriter:
         self._pipe = pipe
         self._layers = layers
         self._buffer = bytearray()
-        self.unpacked_bytes = 0
-        self.file_count = 0
-        self.inode_count = 1  # the root
+        self._counts = Counts()
 
-    def write(self, items: Iterable[Item]) -> None:
-        """Write all items and the end of the archive.
+    def write(self, items: Iterable[Item]) -> Counts:
+        """Write all items and the end of the archive; answers what was written.
 
         Raises:
             BrokenPipeError: the reader has gone.
@@ -40,37 +48,54 @@ class ArchiveWriter:
             self._item(item)
         self._buffer += bytes(2 * BLOCK)
         self._flush()
+        return self._counts
 
     def _item(self, item: Item) -> None:
-        self.file_count += 1
+        self._counts.file_count += 1
         entry = item.entry
         self._buffer += headers_of(item)
-        if item.link_to:
-            pass
-        elif entry.kind is Kind.FILE:
-            self.inode_count += 1
-            self.unpacked_bytes += entry.size
-            self._data(self._layers[item.layer], entry)
-        else:
-            self.inode_count += 1
+        if not item.link_to:
+            self._counts.inode_count += 1
+            if entry.kind is Kind.FILE:
+                self._counts.unpacked_bytes += entry.size
+                self._data(self._layers[item.layer], entry)
         if len(self._buffer) >= _FLUSH_BYTES:
             self._flush()
 
     def _data(self, layer: int, entry: Entry) -> None:
-        if entry.size <= _SMALL_BYTES:
-            data = os.pread(layer, entry.size, entry.offset)
-            if len(data) != entry.size:
+        position, at = entry.offset, 0
+        runs = ((0, entry.size),) if entry.runs is None else entry.runs
+        for offset, length in runs:
+            self._zeros(offset - at)
+            self._copy(layer, position, length)
+            position += length
+            at = offset + length
+        self._zeros(entry.size - at)
+        self._buffer += bytes(-entry.size % BLOCK)
+
+    def _copy(self, layer: int, position: int, length: int) -> None:
+        if length <= _SMALL_BYTES:
+            data = os.pread(layer, length, position)
+            if len(data) != length:
                 raise EOFError
             self._buffer += data
-        else:
-            self._flush()
-            position, end = entry.offset, entry.offset + entry.size
-            while position < end:
-                sent = os.sendfile(self._pipe, layer, position, min(end - position, _SEND_BYTES))
-                if sent == 0:
-                    raise EOFError
-                position += sent
-        self._buffer += bytes(-entry.size % BLOCK)
+            return
+        self._flush()
+        end = position + length
+        while position < end:
+            sent = os.sendfile(self._pipe, layer, position, min(end - position, _SEND_BYTES))
+            if sent == 0:
+                raise EOFError
+            position += sent
+
+    def _zeros(self, count: int) -> None:
+        while count:
+            # sqfstar makes holes of blocks of zeros.
+            some = min(count, _FLUSH_BYTES)
+            self._buffer += bytes(some)
+            count -= some
+            if len(self._buffer) >= _FLUSH_BYTES:
+                self._flush()
 
     def _flush(self) -> None:
         view = memoryview(self._buffer)

@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from types import MappingProxyType
 
+from ironworks.builderd.flatten.extended import Extended
 from ironworks.builderd.flatten.plan import Limits
-from ironworks.model.errors import InvalidRequest
+from ironworks.builderd.flatten.refusal import bad, printable
+from ironworks.builderd.flatten.sparse import Runs, is_sparse, octal, read_old, read_pax
 
 BLOCK = 512
 _ZEROS = bytes(BLOCK)
 _FIELDS = struct.Struct("100s8s8s8s12s12s8sc100s6s2s32s32s8s8s155s12x")
-_MAX_EXTENDED_BYTES = 1 << 20
 _MAX_COMPONENT_BYTES = 255
 _MAX_ID = (1 << 32) - 2
 _MAX_SIZE = 1 << 44
-_XATTR = b"SCHILY.xattr."
-_KEPT_XATTRS = (b"user.", b"trusted.", b"security.")
+_NO_XATTRS: Mapping[bytes, bytes] = MappingProxyType({})
 
 
 class Kind(Enum):
@@ -46,8 +47,10 @@ class Entry:
         path: Components of its name; empty: the root directory.
         target: Of a hard link, components of the linked name, joined by `/`; of a symbolic link,
             its text.
+        size: Of the file, with its holes.
         offset: Where its data are in the layer's tar.
         device: Major and minor number.
+        runs: Of a sparse file, what is not a hole; the data of all runs stand one after the other.
     """
 
     path: tuple[bytes, ...]
@@ -60,19 +63,8 @@ class Entry:
     offset: int
     target: bytes = b""
     device: tuple[int, int] = (0, 0)
-    xattrs: dict[bytes, bytes] = field(default_factory=dict[bytes, bytes])
-
-
-def bad(message: str, name: bytes = b"") -> InvalidRequest:
-    """A refusal of a layer; names the entry."""
-    where = f" at {printable(name)}" if name else ""
-    return InvalidRequest(f"A layer of the image is refused{where}: {message}.")
-
-
-def printable(name: bytes) -> str:
-    """A name for people: bounded, without control characters."""
-    text = name.decode("utf-8", "backslashreplace")[:200]
-    return "".join(char if char.isprintable() else "?" for char in text)
+    xattrs: Mapping[bytes, bytes] = field(default_factory=lambda: _NO_XATTRS)
+    runs: Runs | None = None
 
 
 def components(name: bytes, limits: Limits) -> tuple[bytes, ...]:
@@ -103,30 +95,28 @@ def read_entries(fd: int, size: int, limits: Limits) -> Iterator[Entry]:
         InvalidRequest: the tar is damaged, cut off, or has what an image may not have.
     """
     position = 0
-    extended = _Extended()
+    extended = Extended()
     while position < size:
         block = os.pread(fd, BLOCK, position)
         if len(block) < BLOCK:
             raise bad("its tar is cut off")
         if block == _ZEROS:
             return
-        fields = _FIELDS.unpack(block)
-        _check_sum(block, fields)
-        data, kind = position + BLOCK, fields[7]
-        length = _number(fields[4], "size")
-        if kind in b"xgLK":
-            if length > _MAX_EXTENDED_BYTES:
-                raise bad("it has an extended header of more than 1 MiB")
+        header = _Header(block, _FIELDS.unpack(block))
+        header.check_sum()
+        data = position + BLOCK
+        if header.kind in b"xgLK":
+            length = octal(header.fields[4], "size")
+            extended.spend(length)
             body = os.pread(fd, length, data)
             if len(body) < length:
                 raise bad("its tar is cut off")
-            extended.add(kind, body)
+            extended.add(header.kind, body)
             position = data + _padded(length)
             continue
-        entry = _entry(fields, extended, data, limits)
-        extended = _Extended()
-        position = data + _padded(entry.size)
-        if data + entry.size > size:
+        entry, position = _entry(fd, header, extended, data, limits)
+        extended = Extended()
+        if _end(entry) > size:
             raise bad("it is longer than the layer", b"/".join(entry.path))
         yield entry
 
@@ -135,124 +125,110 @@ def _padded(length: int) -> int:
     return (length + BLOCK - 1) // BLOCK * BLOCK
 
 
-class _Extended:
-    """What PAX and GNU headers say of the entry that follows."""
-
-    def __init__(self) -> None:
-        self.records: dict[bytes, bytes] = {}
-        self.xattrs: dict[bytes, bytes] = {}
-
-    def add(self, kind: bytes, body: bytes) -> None:
-        if kind == b"L":
-            self.records[b"path"] = body.split(b"\0", 1)[0]
-        elif kind == b"K":
-            self.records[b"linkpath"] = body.split(b"\0", 1)[0]
-        elif kind == b"x":
-            self._parse(body)
-        # Global headers ("g") carry comments in practice, and other readers of images ignore them.
-
-    def _parse(self, body: bytes) -> None:
-        position = 0
-        while position < len(body) and body[position]:
-            space = body.find(b" ", position, position + 20)
-            length = body[position:space]
-            end = position + int(length) if space > 0 and length.isdigit() else -1
-            equals = body.find(b"=", space, end)
-            if not space < equals < end <= len(body) or body[end - 1 : end] != b"\n":
-                raise bad("it has a damaged PAX header")
-            key, value = body[space + 1 : equals], body[equals + 1 : end - 1]
-            if key.startswith(_XATTR):
-                name = key[len(_XATTR) :]
-                # An empty value takes a record back (POSIX.1-2017, pax).
-                if value and name.startswith(_KEPT_XATTRS):
-                    self.xattrs[name] = value
-            elif key.startswith(b"GNU.sparse."):
-                raise bad("it is a sparse file, which this version does not read")
-            else:
-                self.records[key] = value
-            position = end
+def _end(entry: Entry) -> int:
+    # Padding after the last byte may be absent.
+    stored = entry.size if entry.runs is None else sum(length for _, length in entry.runs)
+    return entry.offset + stored
 
 
-def _entry(fields: tuple[bytes, ...], extended: _Extended, data: int, limits: Limits) -> Entry:
+@dataclass(slots=True)
+class _Header:
+    """One block, taken apart."""
+
+    block: bytes
+    fields: tuple[bytes, ...]
+
+    @property
+    def kind(self) -> bytes:
+        return self.fields[7]
+
+    def name(self) -> bytes:
+        name = _text(self.fields[0])
+        # GNU uses the place of the prefix for other things.
+        prefix = _text(self.fields[15]) if self.fields[9] == b"ustar\0" else b""
+        return prefix + b"/" + name if prefix else name
+
+    def check_sum(self) -> None:
+        claimed = octal(self.fields[6], "checksum")
+        rest = sum(self.block) - sum(self.block[148:156]) + 8 * 32
+        if claimed == rest:
+            return
+        # Old tars summed signed bytes.
+        high = sum(1 for byte in self.block[:148] + self.block[156:] if byte > 0x7F)  # noqa: PLR2004
+        if claimed != rest - 256 * high:
+            raise bad("its tar is damaged: a header has a wrong checksum")
+
+
+def _entry(
+    fd: int, header: _Header, extended: Extended, data: int, limits: Limits
+) -> tuple[Entry, int]:
+    """The entry that a header and what stands before it describe, and where the next one is."""
     records = extended.records
-    name = records.get(b"path") or _ustar_name(fields)
-    kind = _kind(fields[7], name)
-    size = 0
-    if kind is Kind.FILE:
-        size = _decimal(records, b"size", _number(fields[4], "size"))
-        if not 0 <= size <= _MAX_SIZE:
-            raise bad("its size is impossible", name)
-    target = _text(records.get(b"linkpath", fields[8]))
+    name = records.get(b"path") or header.name()
+    name = records.get(b"GNU.sparse.name") or name
+    kind = _kind(header.kind, name)
     entry = Entry(
         path=components(name, limits),
         kind=kind,
-        mode=_number(fields[1], "mode") & 0o7777,
-        uid=_identity(records, b"uid", fields[2], name),
-        gid=_identity(records, b"gid", fields[3], name),
-        mtime=_mtime(records, fields[5]),
-        size=size,
+        mode=octal(header.fields[1], "mode") & 0o7777,
+        uid=_identity(extended, b"uid", header.fields[2], name),
+        gid=_identity(extended, b"gid", header.fields[3], name),
+        mtime=_mtime(records, header.fields[5]),
+        size=0,
         offset=data,
-        xattrs=extended.xattrs,
+        xattrs=extended.xattrs or _NO_XATTRS,
     )
-    if kind is Kind.HARD_LINK:
+    stored = 0
+    if kind is Kind.FILE:
+        stored = extended.decimal(b"size", octal(header.fields[4], "size"))
+        if not 0 <= stored <= _MAX_SIZE:
+            raise bad("its size is impossible", name)
+        entry.size = stored
+        if header.kind == b"S":
+            entry.runs, entry.size, entry.offset = read_old(fd, header.block, data, stored, name)
+            data = entry.offset
+        elif is_sparse(extended):
+            entry.runs, entry.size, entry.offset = read_pax(fd, data, stored, extended, name)
+        if not 0 <= entry.size <= _MAX_SIZE:
+            raise bad("its size is impossible", name)
+    else:
+        _read_target(entry, header, records, limits, name)
+    return entry, data + _padded(stored)
+
+
+def _read_target(
+    entry: Entry, header: _Header, records: dict[bytes, bytes], limits: Limits, name: bytes
+) -> None:
+    target = _text(records.get(b"linkpath", header.fields[8]))
+    if entry.kind is Kind.HARD_LINK:
         entry.target = b"/".join(components(target, limits))
-    elif kind is Kind.SYMLINK:
+    elif entry.kind is Kind.SYMLINK:
         if not target or len(target) > limits.path_bytes:
             raise bad("it is a symbolic link to nothing, or to a name that is too long", name)
         entry.target = target
-    elif kind in (Kind.CHARACTER, Kind.BLOCK):
-        entry.device = _number(fields[13], "major"), _number(fields[14], "minor")
+    elif entry.kind in (Kind.CHARACTER, Kind.BLOCK):
+        entry.device = octal(header.fields[13], "major"), octal(header.fields[14], "minor")
         if not (0 <= entry.device[0] < 1 << 12 and 0 <= entry.device[1] < 1 << 20):
             raise bad("its device number is impossible", name)
-    return entry
 
 
 def _kind(raw: bytes, name: bytes) -> Kind:
-    if raw in b"\x007":
+    if raw in b"\x007S":
         raw = b"0"
     if raw == b"0" and name.endswith(b"/"):
         return Kind.DIRECTORY
-    if raw == b"S":
-        raise bad("it is a sparse file, which this version does not read", name)
     try:
         return Kind(raw)
     except ValueError:
         raise bad(f"its kind {printable(raw)!r} is not known", name) from None
 
 
-def _ustar_name(fields: tuple[bytes, ...]) -> bytes:
-    name = _text(fields[0])
-    # GNU uses the place of the prefix for other things.
-    prefix = _text(fields[15]) if fields[9] == b"ustar\0" else b""
-    return prefix + b"/" + name if prefix else name
-
-
 def _text(field_bytes: bytes) -> bytes:
     return field_bytes.split(b"\0", 1)[0]
 
 
-def _number(raw: bytes, what: str) -> int:
-    if raw[0] & 0x80:  # base 256, GNU
-        value = int.from_bytes(raw, "big") & ((1 << (8 * len(raw) - 1)) - 1)
-        return value - (1 << (8 * len(raw) - 1)) if raw[0] & 0x40 else value
-    text = raw.strip(b" \0")
-    try:
-        return int(text, 8) if text else 0
-    except ValueError:
-        raise bad(f"its {what} is not a number") from None
-
-
-def _decimal(records: dict[bytes, bytes], key: bytes, default: int) -> int:
-    value = records.get(key)
-    if value is None or value == b"":
-        return default
-    if not value.isdigit() or len(value) > 20:  # noqa: PLR2004 - digits of a 64-bit number
-        raise bad(f"its {key.decode()} is not a number")
-    return int(value)
-
-
-def _identity(records: dict[bytes, bytes], key: bytes, raw: bytes, name: bytes) -> int:
-    value = _decimal(records, key, _number(raw, key.decode()))
+def _identity(extended: Extended, key: bytes, raw: bytes, name: bytes) -> int:
+    value = extended.decimal(key, octal(raw, key.decode()))
     if not 0 <= value <= _MAX_ID:
         raise bad(f"its {key.decode()} is impossible", name)
     return value
@@ -268,15 +244,5 @@ def _mtime(records: dict[bytes, bytes], raw: bytes) -> int:
             raise bad("its mtime is not a number")
         seconds = int(whole) - (whole.startswith(b"-") and fraction.strip(b"0") != b"")
     else:
-        seconds = _number(raw, "mtime")
+        seconds = octal(raw, "mtime")
     return min(max(seconds, 0), (1 << 32) - 1)
-
-
-def _check_sum(block: bytes, fields: tuple[bytes, ...]) -> None:
-    claimed = _number(fields[6], "checksum")
-    rest = sum(block) - sum(block[148:156]) + 8 * 32
-    if claimed == rest:
-        return
-    signed = sum(byte - 256 if byte > 127 else byte for byte in block[:148] + block[156:])  # noqa: PLR2004 - as old tars summed
-    if claimed != signed + 8 * 32:
-        raise bad("its tar is damaged: a header has a wrong checksum")

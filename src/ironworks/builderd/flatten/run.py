@@ -10,11 +10,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from ironworks.builderd.flatten.archive import ArchiveWriter
+from ironworks.builderd.flatten.archive import Counts
 from ironworks.builderd.flatten.blobs import Budget, no_room, unpack
+from ironworks.builderd.flatten.contents import Contents
 from ironworks.builderd.flatten.headers import read_entries
-from ironworks.builderd.flatten.plan import Flattened, Plan
+from ironworks.builderd.flatten.packages import find_packages
+from ironworks.builderd.flatten.plan import Action, Flattened, Plan
 from ironworks.builderd.flatten.squashfs import write_squashfs
+from ironworks.builderd.flatten.survey import survey
 from ironworks.builderd.flatten.tree import Tree
 
 _REPORT_BYTES = 16 << 20
@@ -61,29 +64,35 @@ def flatten(plan: Plan, say: Say) -> Flattened:
     tree = Tree(plan.limits)
     for index, (fd, size) in enumerate(tars):
         tree.add_layer(index, read_entries(fd, size, plan.limits))
-    say({"step": "writing the file system", "done_bytes": 0})
-    layers = [fd for fd, _ in tars]
-    counts = ArchiveWriter(-1, layers)
-
-    def feed(pipe: int) -> int:
-        nonlocal counts
-        counts = ArchiveWriter(pipe, layers)
-        counts.write(tree.items())
-        return counts.inode_count
-
-    try:
-        write_squashfs(plan.output, plan.processors, tree.root.entry, feed)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise no_room() from error
-        raise
-    sha256, size_bytes = _hash(plan.output)
+    say({"step": "looking through the tree", "done_bytes": 0})
+    contents = Contents(tree, [fd for fd, _ in tars])
+    findings = survey(tree, plan.rules, contents.head)
+    packages, notes = find_packages(contents.read, contents.names)
+    refused = any(one.action is Action.REFUSE and one.path_count for one in findings)
+    sha256, size_bytes = "", 0
+    counts = Counts()
+    if plan.output and not refused:
+        say({"step": "writing the file system", "done_bytes": 0})
+        counts = _write(plan, tree, [fd for fd, _ in tars])
+        sha256, size_bytes = _hash(plan.output)
     return Flattened(
         sha256=sha256,
         size_bytes=size_bytes,
         unpacked_bytes=counts.unpacked_bytes,
         file_count=counts.file_count,
+        notes=notes,
+        findings=findings,
+        packages=packages,
     )
+
+
+def _write(plan: Plan, tree: Tree, layers: list[int]) -> Counts:
+    try:
+        return write_squashfs(plan.output, plan.processors, tree, layers)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise no_room() from error
+        raise
 
 
 def _hash(path: str) -> tuple[str, int]:

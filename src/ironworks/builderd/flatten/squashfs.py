@@ -13,10 +13,12 @@ import fcntl
 import os
 import struct
 import subprocess
-from collections.abc import Callable
+from collections.abc import Sequence
 
+from ironworks.builderd.flatten.archive import ArchiveWriter, Counts
 from ironworks.builderd.flatten.blobs import no_room
 from ironworks.builderd.flatten.headers import Entry
+from ironworks.builderd.flatten.tree import Tree
 from ironworks.model.errors import Internal, InvalidRequest
 
 _PIPE_BYTES = 1 << 20
@@ -25,23 +27,25 @@ _METADATA_BYTES = 8192
 _TAIL_BYTES = 2000
 
 
-def write_squashfs(output: str, processors: int, root: Entry, feed: Callable[[int], int]) -> None:
-    """Write a squashfs of what `feed` writes to a pipe.
+def write_squashfs(output: str, processors: int, tree: Tree, layers: Sequence[int]) -> Counts:
+    """Write a squashfs of a tree; answers what is in it.
 
     Args:
         output: File to write; must not exist.
         processors: Threads of the writer.
-        root: Owner, mode and time of the root directory.
-        feed: Writes the tar to the descriptor it is given; answers how many inodes it has.
+        tree: What to write; its items can be had once.
+        layers: Tars with the contents.
 
     Raises:
         ResourceExhausted: the disk is full.
         Internal: the writer failed, or wrote something else than it was fed.
     """
+    root = tree.root.entry
+    counts: Counts | None = None
     argv = [
         "sqfstar", "-comp", "lz4", "-noI", "-mkfs-time", "0", "-root-mode", f"{root.mode:o}",
         "-exit-on-error", "-no-progress", "-quiet", "-processors", str(processors),
-        "-mem", "512M", output,
+        "-mem", "256M", output,
     ]  # fmt: skip
     with subprocess.Popen(
         argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
@@ -50,11 +54,10 @@ def write_squashfs(output: str, processors: int, root: Entry, feed: Callable[[in
             raise Internal("A pipe to sqfstar could not be made.")
         pipe = writer.stdin.fileno()
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-        inodes = -1
         try:
-            inodes = feed(pipe)
+            counts = ArchiveWriter(pipe, layers).write(tree.items())
         except BrokenPipeError:
-            inodes = -1  # its message says why
+            counts = None  # its message says why
         except BaseException:
             writer.kill()
             raise
@@ -63,9 +66,10 @@ def write_squashfs(output: str, processors: int, root: Entry, feed: Callable[[in
         status = writer.wait()
     if "No space left" in said or "File too large" in said:
         raise no_room()
-    if status != 0 or inodes < 0:
+    if status != 0 or counts is None:
         raise Internal("The file system could not be written.", context={"sqfstar": said})
-    _finish(output, root, inodes)
+    _finish(output, root, counts.inode_count)
+    return counts
 
 
 def _finish(path: str, root: Entry, inodes: int) -> None:

@@ -15,14 +15,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from ironworks.builderd.flatten.headers import Entry, Kind, bad
+from ironworks.builderd.flatten.headers import Entry, Kind
 from ironworks.builderd.flatten.plan import Limits
+from ironworks.builderd.flatten.refusal import bad
 from ironworks.model.errors import InvalidRequest
+
+Step = tuple["Node | None", bytes, bytes, "Node"]
 
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
 _MAX_LINKS_FOLLOWED = 40
 _IMPLICIT_MODE = 0o755
+_RUN_BYTES = 128
 
 
 class Node:
@@ -71,7 +75,7 @@ class Tree:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._count = 0
+        self._count = self._metadata_bytes = self._file_bytes = 0
         self.root = Node(_directory(), -1)
 
     def add_layer(self, layer: int, entries: Iterable[Entry]) -> None:
@@ -81,18 +85,43 @@ class Tree:
             InvalidRequest: an entry is refused; says which and why.
         """
         for entry in entries:
-            self._count += 1
-            if self._count > self._limits.file_count:
-                raise InvalidRequest(
-                    f"The image has more than {self._limits.file_count} files.",
-                    hint="Make it smaller, or ask the operator for a higher limit.",
-                )
+            self._spend(entry)
             if not entry.path:
                 self._set_root(entry, layer)
             elif entry.path[-1].startswith(_WHITEOUT):
                 self._whiteout(entry, layer)
             else:
                 self._put(entry, layer)
+
+    def _spend(self, entry: Entry) -> None:
+        """Hold the image to its bounds; what is replaced later has been held all the same."""
+        self._count_one()
+        self._file_bytes += entry.size
+        if self._file_bytes > self._limits.unpacked_bytes:
+            raise InvalidRequest(
+                f"The image unpacks to more than {self._limits.unpacked_bytes} bytes.",
+                hint="Make it smaller, or ask the operator for a higher limit.",
+            )
+        self._keep(len(entry.target) + (len(entry.path[-1]) if entry.path else 0))
+        for name, value in entry.xattrs.items():
+            self._keep(len(name) + len(value))
+        self._keep(_RUN_BYTES * len(entry.runs or ()))
+
+    def _count_one(self) -> None:
+        self._count += 1
+        if self._count > self._limits.file_count:
+            raise InvalidRequest(
+                f"The image has more than {self._limits.file_count} files.",
+                hint="Make it smaller, or ask the operator for a higher limit.",
+            )
+
+    def _keep(self, size_bytes: int) -> None:
+        self._metadata_bytes += size_bytes
+        if self._metadata_bytes > self._limits.metadata_bytes:
+            raise InvalidRequest(
+                "The image's names, links and extended attributes together are longer than "
+                f"{self._limits.metadata_bytes} bytes."
+            )
 
     def _set_root(self, entry: Entry, layer: int) -> None:
         if entry.kind is not Kind.DIRECTORY:
@@ -177,7 +206,7 @@ class Tree:
                     raise bad("a symbolic link on its way leads out of the image", name)
                 trail.pop()
                 continue
-            there = _step(trail[-1], part, make_in_layer)
+            there = self._step(trail[-1], part, make_in_layer)
             if there is None:
                 return None
             node = there[0]
@@ -196,20 +225,68 @@ class Tree:
             trail.append(node)
         return trail[-1]
 
+    def _step(
+        self, directory: Node, part: bytes, make_in_layer: int | None
+    ) -> tuple[Node, int] | None:
+        children = _children(directory)
+        if part not in children and make_in_layer is not None:
+            # A short name may bring as many directories as it has parts.
+            self._count_one()
+            self._keep(len(part))
+            children[part] = (Node(_directory(), make_in_layer), make_in_layer)
+        return children.get(part)
+
     # --- the finished tree ------------------------------------------------------------------------
 
-    def items(self) -> Iterator[Item]:
-        """Every name but the root's, parents first, siblings by their bytes."""
-        waiting = [(b"", self.root)]
+    def walk(self) -> Iterator[Step]:
+        """Every name, parents first, siblings by their bytes.
+
+        Yields:
+            The directory, the name in it, the whole path and what it names; the root's first, with
+            no directory and no name.
+        """
+        yield None, b"", b"", self.root
+        waiting = [(self.root, b"", iter(sorted(_children(self.root))))]
         while waiting:
-            path, node = waiting.pop()
-            if path:
+            directory, path, names = waiting[-1]
+            for name in names:
+                # The name may have been taken out since the directory was entered.
+                there = _children(directory).get(name)
+                if there is None:
+                    continue
+                whole = path + b"/" + name if path else name
+                yield directory, name, whole, there[0]
+                if there[0].children is not None:
+                    waiting.append((there[0], whole, iter(sorted(there[0].children))))
+                    break
+            else:
+                waiting.pop()
+
+    def items(self) -> Iterator[Item]:
+        """Every name but the root's, in the order of `walk`. Can be had once."""
+        for parent, _, path, node in self.walk():
+            if parent is not None:
                 yield self._item(path, node)
-            if node.children is not None:
-                waiting.extend(
-                    (path + b"/" + name if path else name, node.children[name][0])
-                    for name in sorted(node.children, reverse=True)
-                )
+
+    def lookup(self, path: bytes) -> Node | None:
+        """What a path names, links followed; None: nothing, or nothing that can be reached."""
+        try:
+            for _ in range(_MAX_LINKS_FOLLOWED):
+                *parts, last = path.split(b"/")
+                parent = self._find(tuple(part for part in parts if part), path)
+                there = None if parent is None else _children(parent).get(last)
+                if there is None or there[0].entry.kind is not Kind.SYMLINK:
+                    return None if there is None else there[0]
+                target = there[0].entry.target
+                base = b"" if target.startswith(b"/") else b"/".join(parts)
+                path = base + b"/" + b"/".join(reversed(_steps(target)))
+        except InvalidRequest:
+            pass
+        return None
+
+    def remove(self, directory: Node, name: bytes) -> None:
+        """Take a name out; what it names stays if it has another."""
+        del _children(directory)[name]
 
     def _item(self, path: bytes, node: Node) -> Item:
         if len(path) > self._limits.path_bytes:
@@ -224,13 +301,6 @@ def _children(node: Node) -> dict[bytes, tuple[Node, int]]:
     if node.children is None:
         raise bad("a part of its name is not a directory")
     return node.children
-
-
-def _step(directory: Node, part: bytes, make_in_layer: int | None) -> tuple[Node, int] | None:
-    children = _children(directory)
-    if part not in children and make_in_layer is not None:
-        children[part] = (Node(_directory(), make_in_layer), make_in_layer)
-    return children.get(part)
 
 
 def _steps(target: bytes) -> list[bytes]:
