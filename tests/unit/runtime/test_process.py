@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import threading
 from pathlib import Path
 
 import pytest
 
 from ironworks.model.errors import DeadlineExceeded, FailedPrecondition, Internal
-from ironworks.runtime.process import MAX_OUTPUT_BYTES, run
+from ironworks.runtime.process import FIRST_NICE, MAX_OUTPUT_BYTES, go_first, run
 from ironworks.runtime.tasks import Tasks
 
 
@@ -133,3 +135,21 @@ async def test_giving_up_the_call_kills_the_program(tmp_path: Path) -> None:
             await call
     assert await gone(pid)
     assert pid != os.getpid()
+
+
+@pytest.mark.root
+def test_a_thread_that_goes_first_starts_others_that_do_not() -> None:
+    nice: dict[str, int] = {}
+
+    def first() -> None:
+        assert go_first()
+        nice["thread"] = os.getpriority(os.PRIO_PROCESS, 0)
+        child = subprocess.run(["nice"], capture_output=True, check=True)
+        nice["child"] = int(child.stdout)
+
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    thread = threading.Thread(target=first)
+    thread.start()
+    thread.join()
+    assert nice == {"thread": FIRST_NICE, "child": 0}
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import structlog
@@ -31,6 +31,7 @@ from ironworks.metald.sampling.types import (
 )
 from ironworks.model.units import NS_PER_SECOND, NS_PER_US
 from ironworks.runtime.clock import Clock
+from ironworks.runtime.process import go_first
 from ironworks.runtime.tasks import Tasks
 
 _log = structlog.stdlib.get_logger()
@@ -86,16 +87,31 @@ class _Attached:
             self.pending.cancel()
 
 
-@dataclass(slots=True, kw_only=True)
-class _Row:
-    """What was read at once; block counters come after it."""
+@dataclass(slots=True)
+class _Columns:
+    """What was read at once, a column each; block counters come after it."""
 
-    attached: _Attached
-    at_monotonic_ns: int
-    cpu_ns: int
-    memory_bytes: int
-    receive_bytes: int
-    transmit_bytes: int
+    rows: list[_Attached]
+    at_monotonic_ns: list[int] = field(default_factory=list[int])
+    cpu_ns: list[int] = field(default_factory=list[int])
+    memory_bytes: list[int] = field(default_factory=list[int])
+    receive_bytes: list[int] = field(default_factory=list[int])
+    transmit_bytes: list[int] = field(default_factory=list[int])
+
+    def without(self, gone: set[int]) -> _Columns:
+        """The columns without these rows."""
+
+        def left(column: list[int]) -> list[int]:
+            return [value for row, value in enumerate(column) if row not in gone]
+
+        return _Columns(
+            [one for row, one in enumerate(self.rows) if row not in gone],
+            left(self.at_monotonic_ns),
+            left(self.cpu_ns),
+            left(self.memory_bytes),
+            left(self.receive_bytes),
+            left(self.transmit_bytes),
+        )
 
 
 class HostSampler:
@@ -145,7 +161,7 @@ class HostSampler:
         self._attached[vm.vm_id] = new
         seq = max(self._clock.monotonic_ns() // TICK_NS, new.last_seq + 1)
         losses = _lost_before(new, seq) if new.last_seq >= 0 else []
-        self._offer(seq, [self._read(new)], attached=[_attachment(new, seq)], losses=losses)
+        self._offer(seq, self._read([new]), attached=[_attachment(new, seq)], losses=losses)
 
     async def detach(self, vm_id: str) -> None:
         """Take the last sample; see `sampling.Sampler`."""
@@ -158,7 +174,7 @@ class HostSampler:
         del self._attached[vm_id]
         seq = max(self._clock.monotonic_ns() // TICK_NS, last.last_seq + 1)
         losses = _lost_before(last, seq)
-        self._offer(seq, [self._read(last)], detached=[last.slot], losses=losses)
+        self._offer(seq, self._read([last]), detached=[last.slot], losses=losses)
         last.close()
 
     def close(self) -> None:
@@ -168,7 +184,12 @@ class HostSampler:
         self._attached.clear()
 
     async def run(self) -> None:
-        """Tick for ever; ends only by cancellation."""
+        """Tick for ever; ends only by cancellation.
+
+        The thread goes before others from now on: VMs that want all cores are what it measures.
+        """
+        if not go_first():
+            _log.warning("sampler_not_first", hint="Ticks may be late when all cores are busy.")
         while True:
             now_ns = self._clock.monotonic_ns()
             next_ns = (max(now_ns // TICK_NS, self._last_seq) + 1) * TICK_NS
@@ -189,11 +210,17 @@ class HostSampler:
         present = list(self._attached.values())
         self._start_blocks(present)
         # A VM whose first sample was taken since the instant has that number already.
-        rows = [self._read(one) for one in present if one.last_seq < seq]
-        await self._wait_blocks([row.attached for row in rows])
-        still = [row for row in rows if self._attached.get(row.attached.vm.vm_id) is row.attached]
-        if still:
-            self._offer(seq, still, losses=_losses(*lost))
+        columns = self._read([one for one in present if one.last_seq < seq])
+        await self._wait_blocks(columns.rows)
+        gone = {
+            row
+            for row, one in enumerate(columns.rows)
+            if self._attached.get(one.vm.vm_id) is not one
+        }
+        if gone:
+            columns = columns.without(gone)
+        if columns.rows:
+            self._offer(seq, columns, losses=_losses(*lost))
 
     def _count(self, lost: tuple[int, int], lateness_ns: int) -> None:
         statistics = self.statistics
@@ -217,15 +244,16 @@ class HostSampler:
         self._start_blocks(present)
         await self._wait_blocks(present)
 
-    def _read(self, one: _Attached) -> _Row:
-        return _Row(
-            attached=one,
-            at_monotonic_ns=self._clock.monotonic_ns(),
-            cpu_ns=one.cpu.read(),
-            memory_bytes=one.memory.read(),
-            receive_bytes=one.tap.receive.read(),
-            transmit_bytes=one.tap.transmit.read(),
-        )
+    def _read(self, rows: list[_Attached]) -> _Columns:
+        """One pass over what is attached: most of a tick's time, so nothing is made for a row."""
+        columns, monotonic_ns = _Columns(rows), self._clock.monotonic_ns
+        for one in rows:
+            columns.at_monotonic_ns.append(monotonic_ns())
+            columns.cpu_ns.append(one.cpu.read())
+            columns.memory_bytes.append(one.memory.read())
+            columns.receive_bytes.append(one.tap.receive.read())
+            columns.transmit_bytes.append(one.tap.transmit.read())
+        return columns
 
     def _grid_at_ns(self, seq: int) -> int:
         """UTC of a grid instant: regular, and following the wall clock where that moves away."""
@@ -237,23 +265,37 @@ class HostSampler:
     def _offer(
         self,
         seq: int,
-        rows: list[_Row],
+        columns: _Columns,
         *,
         attached: list[pb.VmAttachment] | None = None,
         detached: list[int] | None = None,
         losses: list[pb.TickLoss] | None = None,
     ) -> None:
+        blocks = [_blocks_of(one) for one in columns.rows]
+        absences: list[pb.Absence] = []
         tick = pb.Tick(
             seq=seq,
             at_ns=self._grid_at_ns(seq),
             attached=attached or [],
             detached=detached or [],
             losses=losses or [],
+            slots=[one.slot for one in columns.rows],
+            offset_us=[(at_ns - seq * TICK_NS) // NS_PER_US for at_ns in columns.at_monotonic_ns],
+            cpu_ns=_present(columns.cpu_ns, Counter.CPU, absences),
+            memory_bytes=_present(columns.memory_bytes, Counter.MEMORY, absences),
+            disk_read_bytes=_present([one[0] for one in blocks], Counter.DISK_READ, absences),
+            disk_write_bytes=_present([one[1] for one in blocks], Counter.DISK_WRITE, absences),
+            network_receive_bytes=_present(
+                columns.receive_bytes, Counter.NETWORK_RECEIVE, absences
+            ),
+            network_transmit_bytes=_present(
+                columns.transmit_bytes, Counter.NETWORK_TRANSMIT, absences
+            ),
         )
-        for row in rows:
-            row.attached.last_seq = seq
-            _append(tick, row)
-        self.statistics.absences += len(tick.absences)
+        tick.absences = absences
+        for one in columns.rows:
+            one.last_seq = seq
+        self.statistics.absences += len(absences)
         self._sink.offer(tick)
 
 
@@ -294,31 +336,26 @@ def _attachment(one: _Attached, seq: int) -> pb.VmAttachment:
     )
 
 
-def _append(tick: pb.Tick, row: _Row) -> None:
-    """Add a row to the tick's columns; where a reading is absent, 0 and the reason."""
-    read_bytes, write_bytes = _blocks_of(row.attached)
-    number = len(tick.slots)
-    tick.slots.append(row.attached.slot)
-    tick.offset_us.append((row.at_monotonic_ns - tick.seq * TICK_NS) // NS_PER_US)
-    for counter, column, value in (
-        (Counter.CPU, tick.cpu_ns, row.cpu_ns),
-        (Counter.MEMORY, tick.memory_bytes, row.memory_bytes),
-        (Counter.DISK_READ, tick.disk_read_bytes, read_bytes),
-        (Counter.DISK_WRITE, tick.disk_write_bytes, write_bytes),
-        (Counter.NETWORK_RECEIVE, tick.network_receive_bytes, row.receive_bytes),
-        (Counter.NETWORK_TRANSMIT, tick.network_transmit_bytes, row.transmit_bytes),
-    ):
-        column.append(max(value, 0))
-        if value < 0:
-            tick.absences.append(
-                pb.Absence(row=number, counter=pb.Counter(counter), reason=pb.AbsenceReason(-value))
-            )
+def _present(column: list[int], counter: Counter, absences: list[pb.Absence]) -> list[int]:
+    """The column as it is sent: where a reading is absent, 0; its reason goes to `absences`."""
+    if min(column) >= 0:
+        return column
+    kind = pb.Counter(counter)
+    absences += [
+        pb.Absence(row=row, counter=kind, reason=pb.AbsenceReason(-value))
+        for row, value in enumerate(column)
+        if value < 0
+    ]
+    return [max(value, 0) for value in column]
+
+
+_NO_BLOCKS = (-AbsenceReason.NO_SOURCE, -AbsenceReason.NO_SOURCE)
 
 
 def _blocks_of(one: _Attached) -> tuple[int, int]:
     """Readings from what the VMM answered, or why there are none."""
     if one.vm.read_blocks is None:
-        return (-AbsenceReason.NO_SOURCE, -AbsenceReason.NO_SOURCE)
+        return _NO_BLOCKS
     if one.pending is None or not one.pending.done():
         return (-AbsenceReason.TIMEOUT, -AbsenceReason.TIMEOUT)
     answered = None if one.pending.cancelled() else one.pending.result()

@@ -31,21 +31,18 @@ CLONE_NEWNS = 0x00020000
 MS_REC_PRIVATE = 0x4000 | 0x40000
 
 
-def plain_number(content: bytes) -> int:
-    """The value of a file that has one number; else minus MALFORMED."""
-    try:
-        value = int(content)
-    except ValueError:
-        return -AbsenceReason.MALFORMED
-    return value if 0 <= value <= MAX_VALUE else -AbsenceReason.MALFORMED
+_MALFORMED = -AbsenceReason.MALFORMED
 
 
 def cpu_nanoseconds(content: bytes) -> int:
-    """CPU time from `cpu.stat` of cgroup v2 (microseconds) or `cpuacct.usage` of v1."""
-    if not content.startswith(b"usage_usec "):
-        return plain_number(content)
-    microseconds = plain_number(content[11 : content.find(b"\n")])
-    return microseconds * US_PER_NS if microseconds >= 0 else microseconds
+    """CPU time from `cpu.stat` of cgroup v2 (microseconds) or `cpuacct.usage` of v1.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if content.startswith(b"usage_usec "):
+        return int(content[11 : content.find(b"\n")]) * US_PER_NS
+    return int(content)
 
 
 def _reason(error: OSError) -> int:
@@ -55,24 +52,32 @@ def _reason(error: OSError) -> int:
 
 
 class CounterFile:
-    """One file whose number is read at every tick."""
+    """One file whose number is read at every tick.
 
-    def __init__(self, descriptor: int, parse: Callable[[bytes], int]) -> None:
-        self._descriptor = descriptor
+    Attributes:
+        descriptor: Kept open; -1 when closed.
+    """
+
+    def __init__(self, descriptor: int, parse: Callable[[bytes], int] = int) -> None:
+        """Read from `descriptor`; `parse` raises ValueError where there is no number."""
+        self.descriptor = descriptor
         self._parse = parse
 
     def read(self) -> int:
         """The reading now."""
         try:
-            return self._parse(os.pread(self._descriptor, READ_BYTES, 0))
+            value = self._parse(os.pread(self.descriptor, READ_BYTES, 0))
         except OSError as error:
             return _reason(error)
+        except ValueError:
+            return _MALFORMED
+        return value if 0 <= value <= MAX_VALUE else _MALFORMED
 
     def close(self) -> None:
         """Let go of the file; later readings are UNREADABLE."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
 
 
 class AbsentSource:
@@ -93,7 +98,7 @@ Source = CounterFile | AbsentSource
 NO_SOURCE = AbsentSource(-AbsenceReason.NO_SOURCE)
 
 
-def open_source(path: str, parse: Callable[[bytes], int] = plain_number) -> Source:
+def open_source(path: str, parse: Callable[[bytes], int] = int) -> Source:
     """The source at `path`; an absent one if it cannot be opened. Never raises."""
     if not path:
         return NO_SOURCE

@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,17 @@ GONE, UNREADABLE, MALFORMED, NO_SOURCE = (
 NETNS = f"iwtest{os.getpid()}"
 
 
+def reading(content: bytes, directory: Path, parse: Callable[[bytes], int] = int) -> int:
+    """What a file with this content reads as."""
+    path = directory / "counter"
+    path.write_bytes(content)
+    source = sources.open_source(str(path), parse)
+    try:
+        return source.read()
+    finally:
+        source.close()
+
+
 @pytest.mark.parametrize(
     ("content", "value"),
     [
@@ -33,21 +44,24 @@ NETNS = f"iwtest{os.getpid()}"
         (b"", MALFORMED),
     ],
 )
-def test_a_plain_number(content: bytes, value: int) -> None:
-    assert sources.plain_number(content) == value
+def test_a_plain_number(content: bytes, value: int, tmp_path: Path) -> None:
+    assert reading(content, tmp_path) == value
 
 
 @pytest.mark.parametrize(
     ("content", "value"),
     [
         (b"usage_usec 1234\nuser_usec 1000\nsystem_usec 234\n", 1_234_000),
+        (b"usage_usec -4\nuser_usec 1\n", MALFORMED),
         (b"usage_usec x\nuser_usec 1\n", MALFORMED),
         (b"123456789\n", 123_456_789),
         (b"user_usec 1\n", MALFORMED),
     ],
 )
-def test_cpu_time_of_both_kinds_of_cgroup_is_nanoseconds(content: bytes, value: int) -> None:
-    assert sources.cpu_nanoseconds(content) == value
+def test_cpu_time_of_both_kinds_of_cgroup_is_nanoseconds(
+    content: bytes, value: int, tmp_path: Path
+) -> None:
+    assert reading(content, tmp_path, sources.cpu_nanoseconds) == value
 
 
 def test_a_kept_file_is_read_anew_each_time(tmp_path: Path) -> None:
