@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pydantic import TypeAdapter
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
-from ironworks.assetmanagerd.tables import IDEMPOTENCY, LEASED, LEASES, UPLOADS
+from ironworks.assetmanagerd.tables import ASSETS, IDEMPOTENCY, LEASED, LEASES, UPLOADS
 from ironworks.assetmanagerd.types import Facts, Lease, LeaseFilter, LeaseState, Upload
 from ironworks.model.pages import PageSpec
 from ironworks.storage import idempotency
@@ -143,6 +143,20 @@ def active_count(connection: Connection, asset_id: str) -> int:
         .where(LEASED.c.asset_id == asset_id, LEASES.c.state == LeaseState.ACTIVE.value)
     )
     return connection.execute(statement).scalar_one()
+
+
+def leased_sha256(connection: Connection) -> frozenset[str]:
+    """SHA-256 of all bytes that ACTIVE leases hold."""
+    held = LEASED.join(LEASES, LEASES.c.lease_id == LEASED.c.lease_id).join(
+        ASSETS, ASSETS.c.asset_id == LEASED.c.asset_id
+    )
+    statement = (
+        select(ASSETS.c.sha256)
+        .select_from(held)
+        .where(LEASES.c.state == LeaseState.ACTIVE.value)
+        .distinct()
+    )
+    return frozenset(connection.execute(statement).scalars())
 
 
 # --- uploads --------------------------------------------------------------------------------------

@@ -6,9 +6,12 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
+from ironworks.assetmanagerd import lease_store
 from ironworks.assetmanagerd.api import Handlers
 from ironworks.assetmanagerd.app import Registry
-from ironworks.assetmanagerd.bytes.backend import AssetBytes
+from ironworks.assetmanagerd.bytes.backend import AssetBytes, Backend
+from ironworks.assetmanagerd.bytes.bucket import BucketBackend
+from ironworks.assetmanagerd.bytes.cache import HostCache
 from ironworks.assetmanagerd.bytes.local import LocalBackend
 from ironworks.assetmanagerd.bytes.locks import DigestLocks
 from ironworks.assetmanagerd.bytes.staging import Staging
@@ -17,26 +20,46 @@ from ironworks.assetmanagerd.leasing import Leasing
 from ironworks.assetmanagerd.reconcilers import reconcilers
 from ironworks.assetmanagerd.types import AssetSettings
 from ironworks.gen.ironworks.assetmanagerd.v1.asset_connect import AssetServiceASGIApplication
+from ironworks.runtime.clock import Clock
 from ironworks.runtime.service import Chassis, Parts
+from ironworks.storage.objects import ObjectStore
 from ironworks.storage.schema import ensure_current
 from ironworks.storage.sql import Database, sqlite_url
 
 NAME = "assetmanagerd"
 
 
+def backend(settings: AssetSettings, database: Database, clock: Clock) -> Backend:
+    """What keeps bytes: a bucket, if one is set, else the data directory."""
+    bucket = settings.bucket()
+    if bucket is None:
+        return LocalBackend(settings.asset_dir)
+
+    async def leased() -> frozenset[str]:
+        return await database.read(lease_store.leased_sha256)
+
+    cache = HostCache(
+        settings.asset_dir / "cache",
+        limit_bytes=settings.asset_cache_bytes,
+        leased=leased,
+        clock=clock,
+    )
+    return BucketBackend(ObjectStore(bucket, clock), cache)
+
+
 @asynccontextmanager
 async def compose(chassis: Chassis[AssetSettings]) -> AsyncGenerator[Parts]:
     """Open the store and the bytes, and build everything that serves them."""
     settings, clock, entropy = chassis.settings, chassis.clock, chassis.entropy
-    files = AssetBytes(
-        staging=Staging(settings.staging_dir, min_free_bytes=settings.min_free_bytes),
-        kept=LocalBackend(settings.asset_dir),
-    )
-    await asyncio.to_thread(files.staging.open)
-    await files.kept.open()
     database = Database(sqlite_url(settings.data_dir / NAME / f"{NAME}.db"))
     try:
         await asyncio.to_thread(ensure_current, database.engine, f"ironworks.{NAME}.migrations")
+        files = AssetBytes(
+            staging=Staging(settings.staging_dir, min_free_bytes=settings.min_free_bytes),
+            kept=backend(settings, database, clock),
+        )
+        await asyncio.to_thread(files.staging.open)
+        await files.kept.open()
         locks = DigestLocks()
         registry = Registry(
             database=database,

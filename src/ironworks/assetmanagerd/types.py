@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
+from ironworks.model.errors import InvalidRequest
 from ironworks.model.units import GIB
 from ironworks.runtime.settings import Settings
+from ironworks.storage.objects import Bucket
 
 MAX_LABELS = 64
 MAX_TEXT_CHARS = 128
@@ -250,6 +252,13 @@ class Placed:
     size_bytes: int
 
 
+def _read_secret(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError as error:
+        raise InvalidRequest(f"{path} cannot be read: {error.strerror}.") from None
+
+
 class AssetSettings(Settings):
     """Limits of assetmanagerd."""
 
@@ -277,10 +286,58 @@ class AssetSettings(Settings):
         description="Directories below which assets are placed; default: data_dir/jails.",
     )
 
+    asset_bucket: str = Field(
+        default="", description="S3 bucket that keeps assets; empty: the data directory does."
+    )
+    asset_bucket_endpoint: str = Field(
+        default="", description="URL of the S3; empty: AWS, in the region."
+    )
+    asset_bucket_region: str = Field(default="us-east-1", description="Region of the bucket.")
+    asset_bucket_prefix: str = Field(default="", description="Before every key in the bucket.")
+    asset_bucket_access_key_id: str = Field(
+        default="", description="Who we are there; empty: AWS's environment or instance role."
+    )
+    asset_bucket_secret_key: SecretStr | None = Field(
+        default=None, description="Secret of the access key; better in a file."
+    )
+    asset_bucket_secret_key_file: Path | None = Field(
+        default=None, description="File with the secret of the access key."
+    )
+    asset_bucket_timeout_seconds: float = Field(
+        default=10.0, gt=0, description="How long the S3 may be silent."
+    )
+    asset_cache_bytes: int = Field(
+        default=32 * GIB, ge=1, description="Copies on this host of what the bucket keeps."
+    )
+
     @property
     def asset_dir(self) -> Path:
         """Where bytes are on this host."""
         return self.data_dir / "assets"
+
+    def bucket(self) -> Bucket | None:
+        """Where assets are kept; None: in the data directory.
+
+        Raises:
+            InvalidRequest: the file with the secret cannot be read, or has none.
+        """
+        if not self.asset_bucket:
+            return None
+        given = self.asset_bucket_secret_key
+        secret = given.get_secret_value() if given is not None else ""
+        if self.asset_bucket_secret_key_file is not None:
+            secret = _read_secret(self.asset_bucket_secret_key_file)
+        if self.asset_bucket_access_key_id and not secret:
+            raise InvalidRequest("asset_bucket_access_key_id is set, and its secret is not.")
+        return Bucket(
+            name=self.asset_bucket,
+            endpoint=self.asset_bucket_endpoint,
+            region=self.asset_bucket_region,
+            prefix=self.asset_bucket_prefix,
+            access_key_id=self.asset_bucket_access_key_id,
+            secret_access_key=secret,
+            timeout_seconds=self.asset_bucket_timeout_seconds,
+        )
 
     @property
     def staging_dir(self) -> Path:
