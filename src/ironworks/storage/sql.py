@@ -4,18 +4,21 @@ Statements are plain functions that take a `Connection`; each `read` or `write` 
 in one transaction, off the event loop. A decision made in a write sees nothing change under it:
 SQLite has one writer (a thread of its own, BEGIN IMMEDIATE), and on PostgreSQL writes are
 SERIALIZABLE and are run again when another one came first, so a statement must have no effect but
-on its connection. A commit is on disk before `write` returns.
+on its connection. A commit is on disk before `write` returns; writes that wait at the same time
+share one, each within a savepoint.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
@@ -31,12 +34,17 @@ from ironworks.model.errors import (
     IronError,
     Unavailable,
 )
-from ironworks.runtime.clock import SystemEntropy
+from ironworks.model.units import NS_PER_MS
+from ironworks.runtime.clock import SystemClock, SystemEntropy
 
 _T = TypeVar("_T")
 READERS = 2
 WRITE_ATTEMPTS = 12
 """How often a write is run that PostgreSQL undoes because another one came first."""
+MAX_GROUP = 64
+"""Writes that share a commit."""
+_GROUP_NS = 10 * NS_PER_MS
+"""Nobody joins a group that has worked for so long."""
 _MAX_PAUSE_SECONDS = 0.2
 _CONNECT_SECONDS = 5
 # What a service may wait for at most, when PostgreSQL or the way to it is slow or gone.
@@ -140,8 +148,14 @@ def _sqlite_engine(url: URL) -> Engine:
         mode = "IMMEDIATE" if options.get("iw_write") else "DEFERRED"
         connection.exec_driver_sql(f"BEGIN {mode}")
 
+    def release(connection: Any, _record: object) -> None:
+        # A COMMIT that fails leaves the transaction open, and SQLAlchemy thinks that it is over.
+        if connection is not None and connection.in_transaction:
+            connection.rollback()
+
     event.listen(engine, "connect", configure)
     event.listen(engine, "begin", begin)
+    event.listen(engine, "checkin", release)
     return engine
 
 
@@ -160,6 +174,13 @@ def mapped(work: Callable[[], _T]) -> _T:
 def _sql_state(error: DBAPIError) -> str:
     """What PostgreSQL calls the error; empty if it was another one, or never reached it."""
     return getattr(error.orig, "sqlstate", None) or ""
+
+
+def _is_unknown(error: DBAPIError) -> bool:
+    """Whether a commit that failed so may have been done: PostgreSQL went away meanwhile."""
+    if getattr(error.orig, "sqlite_errorname", ""):
+        return False
+    return _sql_state(error)[:2] in ("", "08", "57", "58")
 
 
 def _again(work: Callable[[], _T]) -> _T:
@@ -238,18 +259,42 @@ def _wrong(context: Mapping[str, object]) -> IronError:
     return Internal("The database refused a statement of ours.", context=context)
 
 
-class Database:
-    """One service's relational data."""
+@dataclass(slots=True)
+class _Write(Generic[_T]):
+    """A statement that waits for its turn, and where its outcome goes."""
 
-    def __init__(self, url: str) -> None:
+    statement: Callable[[Connection], _T]
+    future: Future[_T]
+
+    def settle(self, outcome: _T | BaseException) -> None:
+        if isinstance(outcome, BaseException):
+            self.future.set_exception(outcome)
+        else:
+            self.future.set_result(outcome)
+
+
+class Database:
+    """One service's relational data.
+
+    Args:
+        url: `sqlite:////absolute/file` or `postgresql://…`.
+        order_by: A table that each write locks first on PostgreSQL. Writes of all processes then
+            come one after another, as on SQLite: what one of them numbers is seen in order.
+    """
+
+    def __init__(self, url: str, *, order_by: str = "") -> None:
         self.engine = make_engine(url)
         self._read_engine = self.engine.execution_options(iw_read=True)
         self._write_engine = self.engine.execution_options(iw_write=True)
+        self._lock = ""
         if self.engine.dialect.name == "postgresql":
             self._read_engine = self.engine.execution_options(
                 isolation_level="REPEATABLE READ", postgresql_readonly=True
             )
             self._write_engine = self.engine.execution_options(isolation_level="SERIALIZABLE")
+            # Before any other statement: those see what there is when the lock has been got.
+            self._lock = order_by and f"LOCK TABLE {order_by} IN SHARE ROW EXCLUSIVE MODE"
+        self._waiting: deque[_Write[Any]] = deque()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="sql-write")
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="sql-read")
 
@@ -271,7 +316,7 @@ class Database:
     async def write(self, statement: Callable[[Connection], _T]) -> _T:
         """Run `statement` in a writing transaction; durable when this returns.
 
-        On PostgreSQL it may run several times, and only the last one counts.
+        It may run several times, and only the last one counts.
 
         Raises:
             Aborted: a constraint was hit: another change came first.
@@ -281,19 +326,113 @@ class Database:
             InvalidRequest: a text is too long, or has a NUL character.
             Internal: the statement is wrong.
         """
+        one = _Write(statement, Future[_T]())
+        self._waiting.append(one)
+        self._writer.submit(self._write_waiting)
+        return await asyncio.wrap_future(one.future)
 
-        def once() -> _T:
+    def _next(self) -> _Write[Any] | None:
+        while self._waiting:
+            one = self._waiting.popleft()
+            if one.future.set_running_or_notify_cancel():
+                return one
+        return None
+
+    def _write_waiting(self) -> None:
+        """Do what waits; nothing, if an earlier turn of the writer did it already."""
+        first = self._next()
+        if first is None:
+            return
+        if not self._waiting:
+            self._write_alone(first)
+            return
+        group: list[tuple[_Write[Any], Any]] = [(first, None)]
+        try:
+            self._write_together(group)
+        except DBAPIError:
+            # Nothing was done, for a reason that need not be everybody's.
+            for one, _ in group:
+                self._write_alone(one)
+        except BaseException as error:  # noqa: BLE001 - nobody may be left waiting
+            for one, _ in group:
+                one.settle(error)
+        else:
+            for one, outcome in group:
+                one.settle(outcome)
+
+    def _write_together(self, group: list[tuple[_Write[Any], Any]]) -> None:
+        """Do the first of `group`, add who waits, and set what came of each.
+
+        Raises:
+            DBAPIError: nothing was done.
+        """
+        with self._write_engine.connect() as connection:
+            transaction = connection.begin()
+            self._fill(connection, group)
+            try:
+                transaction.commit()
+            except DBAPIError as error:
+                if not _is_unknown(error):
+                    raise
+                for number, (one, _) in enumerate(group):
+                    group[number] = (one, _ours(error))
+
+    def _fill(self, connection: Connection, group: list[tuple[_Write[Any], Any]]) -> None:
+        """Run what waits, each in a savepoint, for a while."""
+        clock = SystemClock()
+        until_ns = clock.monotonic_ns() + _GROUP_NS
+        if self._lock:
+            connection.exec_driver_sql(self._lock)
+        while True:
+            one, _ = group[-1]
+            group[-1] = (one, _in_savepoint(connection, one.statement))
+            if len(group) >= MAX_GROUP or clock.monotonic_ns() > until_ns:
+                return
+            another = self._next()
+            if another is None:
+                return
+            group.append((another, None))
+
+    def _write_alone(self, one: _Write[Any]) -> None:
+        def once() -> object:
             with self._write_engine.begin() as connection:
-                return statement(connection)
+                if self._lock:
+                    connection.exec_driver_sql(self._lock)
+                return one.statement(connection)
 
-        def work() -> _T:
-            return _again(once)
-
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._writer, mapped, work)
+        try:
+            outcome = mapped(lambda: _again(once))
+        except BaseException as error:  # noqa: BLE001 - it is its caller's
+            one.settle(error)
+        else:
+            one.settle(outcome)
 
     def close(self) -> None:
         """Wait for running statements and close the connections."""
         self._writer.shutdown()
         self._readers.shutdown()
         self.engine.dispose()
+
+
+def _in_savepoint(connection: Connection, statement: Callable[[Connection], _T]) -> _T | Exception:
+    """What `statement` answers or raises; what it changed is undone if it raises.
+
+    Raises:
+        DBAPIError: the transaction is over.
+    """
+    connection.exec_driver_sql("SAVEPOINT iw")
+    try:
+        outcome: _T | Exception = statement(connection)
+    except DBAPIError as error:
+        if _sql_state(error) in _SQL_STATES_AGAIN:
+            raise
+        outcome = _ours(error)
+        outcome.__cause__ = error
+    except Exception as error:  # noqa: BLE001 - it is its caller's
+        outcome = error
+    else:
+        connection.exec_driver_sql("RELEASE SAVEPOINT iw")
+        return outcome
+    connection.exec_driver_sql("ROLLBACK TO SAVEPOINT iw")
+    connection.exec_driver_sql("RELEASE SAVEPOINT iw")
+    return outcome
