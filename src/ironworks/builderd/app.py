@@ -39,7 +39,6 @@ from ironworks.model.errors import (
     InvalidRequest,
     IronError,
     NotFound,
-    Unimplemented,
 )
 from ironworks.model.ids import new_id
 from ironworks.model.pages import PageSpec
@@ -96,8 +95,6 @@ class Builds:
             ResourceExhausted: the tenant has too many builds waiting.
         """
         parse_image(image)
-        if rootfs_format is RootfsFormat.EXT4:
-            raise Unimplemented("This version writes squashfs only.")
         seconds = check_request(labels, timeout_seconds, self._settings.build_timeout_seconds)
         now_ns = self._clock.now_ns()
         fresh = Build(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ironworks.builderd.flatten.plan import Flattened
 from ironworks.builderd.sources.documents import host_architecture
-from ironworks.builderd.types import Build, ImageConfig
+from ironworks.builderd.types import Build, ImageConfig, RootfsFormat
 from ironworks.gen.ironworks.assetmanagerd.v1 import asset_pb
 from ironworks.gen.ironworks.assetmanagerd.v1.asset_connect import AssetServiceClient
 from ironworks.gen.ironworks.common.v1 import common_pb
@@ -12,6 +12,10 @@ from ironworks.model.errors import Internal, NotFound
 from ironworks.runtime.rpc.client import Clients
 
 _REGISTER_SECONDS = 600.0
+_FORMATS = {
+    RootfsFormat.SQUASHFS: asset_pb.AssetFormat.SQUASHFS,
+    RootfsFormat.EXT4: asset_pb.AssetFormat.EXT4,
+}
 _USABLE = frozenset({asset_pb.AssetState.AVAILABLE, asset_pb.AssetState.IN_USE})
 
 
@@ -59,7 +63,7 @@ class RemoteAssets:
         """Hand bytes over; answers the id of the asset, which is AVAILABLE then."""
         facts = asset_pb.AssetFacts(
             kind=asset_pb.AssetKind.ROOTFS,
-            format=asset_pb.AssetFormat.SQUASHFS,
+            format=_FORMATS[build.format],
             sha256=made.sha256,
             size_bytes=made.size_bytes,
             architecture=host_architecture(),

@@ -339,6 +339,7 @@ class Worker:
             ),
             output="/scratch/rootfs",
             scratch="/scratch",
+            format=build.format.value,
             limits=Limits(
                 unpacked_bytes=limits.max_unpacked_bytes,
                 file_count=limits.max_image_files,

@@ -358,6 +358,21 @@ async def test_bad_images_fail_with_one_sentence_and_leave_nothing(world: World)
     assert (await world.assets().list_assets(asset_pb.ListAssetsRequest())).assets == []
 
 
+async def test_an_ext4_is_made_where_it_is_asked_for(world: World) -> None:
+    reference = images.build_sample_layout(world.images_dir / "sample")
+    squashfs = await world.build(reference)
+    build = await world.build(reference, format=pb.RootfsFormat.EXT4)
+    assert squashfs.result is not None
+    assert build.result is not None
+    assert build.result.asset_id != squashfs.result.asset_id
+    answer = await world.assets().get_asset(
+        asset_pb.GetAssetRequest(asset_id=build.result.asset_id)
+    )
+    assert answer.asset is not None
+    assert answer.asset.format is asset_pb.AssetFormat.EXT4
+    assert answer.asset.state is asset_pb.AssetState.AVAILABLE
+
+
 async def test_what_cannot_be_a_reference_is_refused_at_once(world: World) -> None:
     for image in ("", "oci:rel:x", "oci:/a/../b", "dir:/x", "docker://", "-x", "a\nb", "x" * 2000):
         with pytest.raises(InvalidRequest):
@@ -365,8 +380,6 @@ async def test_what_cannot_be_a_reference_is_refused_at_once(world: World) -> No
 
 
 async def test_what_this_version_does_not_do_says_so(world: World) -> None:
-    with pytest.raises(Unimplemented):
-        await world.create("alpine:3", format=pb.RootfsFormat.EXT4)
     with pytest.raises(Unimplemented):
         await world.builds().evaluate_policy(EvaluatePolicyRequest(image="alpine:3"))
 

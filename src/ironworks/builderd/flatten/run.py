@@ -13,12 +13,14 @@ from typing import Any
 from ironworks.builderd.flatten.archive import Counts
 from ironworks.builderd.flatten.blobs import Budget, no_room, unpack
 from ironworks.builderd.flatten.contents import Contents
+from ironworks.builderd.flatten.ext4 import write_ext4
 from ironworks.builderd.flatten.headers import read_entries
 from ironworks.builderd.flatten.packages import find_packages
 from ironworks.builderd.flatten.plan import Action, Flattened, Plan
 from ironworks.builderd.flatten.squashfs import write_squashfs
 from ironworks.builderd.flatten.survey import survey
 from ironworks.builderd.flatten.tree import Tree
+from ironworks.model.errors import Internal
 
 _REPORT_BYTES = 16 << 20
 _CHUNK_BYTES = 1 << 20
@@ -88,11 +90,16 @@ def flatten(plan: Plan, say: Say) -> Flattened:
 
 def _write(plan: Plan, tree: Tree, layers: list[int]) -> Counts:
     try:
-        return write_squashfs(plan.output, plan.processors, tree, layers)
+        if plan.format == "squashfs":
+            return write_squashfs(plan.output, plan.processors, tree, layers)
+        if plan.format == "ext4":
+            identity = hashlib.sha256("".join(layer.diff_id for layer in plan.layers).encode())
+            return write_ext4(plan.output, tree, layers, identity.digest())
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise no_room() from error
         raise
+    raise Internal(f"{plan.format!r} is no format that is written.")
 
 
 def _hash(path: str) -> tuple[str, int]:

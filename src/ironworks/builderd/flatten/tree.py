@@ -35,7 +35,7 @@ class Node:
     `children` of a directory: name → the node and the last layer that touched the name.
     """
 
-    __slots__ = ("children", "entry", "layer", "path")
+    __slots__ = ("children", "entry", "layer", "number", "path")
 
     def __init__(self, entry: Entry, layer: int) -> None:
         self.entry = entry
@@ -45,6 +45,8 @@ class Node:
         )
         self.path = b""
         """First name under which it was written out; empty: not yet."""
+        self.number = 0
+        """Its inode, where the writer numbers them; 0: none yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
