@@ -8,6 +8,8 @@ from ironworks.billaged.types import WINDOW_NS, SeqGap, VmKey
 from ironworks.gen.ironworks.billaged.v1.samples_pb import GapReason
 from ironworks.model.ids import derived_id
 
+NEWEST_EVERY = 4
+
 
 def minute_of(at_ns: int) -> int:
     """Number of the UTC minute."""
@@ -38,6 +40,18 @@ def window_id(host_id: str, key: VmKey, first_seq: int) -> str:
 def batch_id(host_id: str, contents: Iterable[str]) -> str:
     """The id of a batch from what it contains: window ids, and names of events."""
     return derived_id("bat", host_id, *sorted(contents))
+
+
+def next_to_ship(waiting: Sequence[str], turn: int) -> str:
+    """Which batch is sent at this turn: oldest first, but what is new does not starve.
+
+    After an outage of hours, every fourth is the newest one: who looks at usage now sees now.
+
+    Args:
+        waiting: Ids of batches, oldest first; not empty.
+        turn: Counts what was sent in one go, from 0.
+    """
+    return waiting[-1] if turn % NEWEST_EVERY == NEWEST_EVERY - 1 else waiting[0]
 
 
 def missing(first_seq: int, last_seq: int, present: Sequence[int]) -> list[tuple[int, int]]:

@@ -148,13 +148,21 @@ class Rings:
         """The samples of this time that are in no window."""
         at_ns = self._at_ns[row]
         found = np.flatnonzero(~self._sealed[row] & (at_ns >= from_ns) & (at_ns < to_ns))
-        order = found[np.argsort(self._seq[row, found], kind="stable")]
+        return self._samples(row, found[np.argsort(self._seq[row, found], kind="stable")])
+
+    def sample(self, row: int, seq: int) -> Samples:
+        """One sample, whether it is in a window or not; none if the ring does not hold it."""
+        position = seq % RING_SAMPLES
+        held = [] if seq < 0 or self.is_new(row, seq) else [position]
+        return self._samples(row, np.array(held, np.intp))
+
+    def _samples(self, row: int, positions: Rows) -> Samples:
         return Samples(
-            seq=self._seq[row, order],
-            at_ns=self._at_ns[row, order],
-            offset_us=self._offset_us[row, order],
-            absent=self._absent[row, order],
-            values={name: matrix[row, order] for name, matrix in self._values.items()},
+            seq=self._seq[row, positions],
+            at_ns=self._at_ns[row, positions],
+            offset_us=self._offset_us[row, positions],
+            absent=self._absent[row, positions],
+            values={name: matrix[row, positions] for name, matrix in self._values.items()},
         )
 
     def open_count(self, rows: Iterable[int]) -> int:

@@ -12,8 +12,9 @@ from ironworks.billaged import decide, payload
 from ironworks.billaged.payload import FULLY_ABSENT as FULL
 from ironworks.billaged.rings import Ints, Samples
 from ironworks.billaged.state import UNREADABLE, MeterState, VmRecord
-from ironworks.billaged.types import WINDOW_NS, SealedWindow, SeqGap, VmKey
+from ironworks.billaged.types import WINDOW_NS, Provision, SealedWindow, SeqGap, VmKey
 from ironworks.gen.ironworks.aggregatord.v1 import batch_pb
+from ironworks.gen.ironworks.billaged.v1 import samples_pb
 
 MAX_WINDOWS = 128
 """Windows in a batch: some 5 MiB before compression, well below the body limit after it."""
@@ -23,7 +24,7 @@ MAX_WINDOWS = 128
 class Plan:
     """A batch that is ready to be written, and the record that seals it.
 
-    `request` is None if none of the samples could be read and there is nothing to send.
+    `request` is None if there is nothing to send.
     """
 
     request: batch_pb.SubmitBatchRequest | None
@@ -86,8 +87,27 @@ def _parts(
 
 @dataclass(slots=True, kw_only=True)
 class _Piece:
+    """Samples of one VM and minute under one provision.
+
+    A window, or where none of them could be read, the news that the VM ran.
+    """
+
     window: batch_pb.Window | None
+    heartbeat: samples_pb.LifecycleEvent | None
     sealed: dict[str, Any]
+
+
+def _heartbeat(key: VmKey, provision: Provision, samples: Samples) -> samples_pb.LifecycleEvent:
+    return samples_pb.LifecycleEvent(
+        vm_id=key.vm_id,
+        tenant_id=provision.tenant_id,
+        boot_epoch=key.boot_epoch,
+        type=samples_pb.LifecycleEventType.HEARTBEAT,
+        at_ns=int(samples.at_ns[-1]),
+        vcpus=provision.vcpus,
+        memory_bytes=provision.memory_bytes,
+        disk_bytes=provision.disk_bytes,
+    )
 
 
 def _pieces(
@@ -97,11 +117,13 @@ def _pieces(
     for minute in minutes:
         samples = state.rings.open_samples(record.row, minute * WINDOW_NS, (minute + 1) * WINDOW_NS)
         for piece in _by_provision(record, samples) if len(samples) else ():
+            provision = record.provision_at(int(piece.seq[0]))
             parts = _parts(state, key, record, piece, covered_seq)
             if parts is not None:
                 covered_seq = max(covered_seq, int(parts.samples.seq[-1]))
             yield _Piece(
                 window=None if parts is None else payload.window(state.host_id, parts),
+                heartbeat=None if parts is not None else _heartbeat(key, provision, piece),
                 sealed={
                     "vm_id": key.vm_id,
                     "boot_epoch": key.boot_epoch,
@@ -154,8 +176,10 @@ def plan(
         if not chunk and not told:
             continue
         request = None
-        if windows or told:
-            request = payload.batch(state.host_id, windows, [event for _, event in told])
+        news = [event for _, event in told]
+        news += [piece.heartbeat for piece in chunk if piece.heartbeat is not None]
+        if windows or news:
+            request = payload.batch(state.host_id, windows, news)
         record = {
             "batch_id": request.batch_id if request else "",
             "windows": [piece.sealed for piece in chunk],

@@ -1,14 +1,14 @@
-"""Send batches to aggregatord until it has them: oldest first, retries, breaker."""
+"""Send batches to aggregatord until it has them: retries, breaker; `decide` says in which order."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
 
+from ironworks.billaged import decide
 from ironworks.billaged.outbox import Outbox
 from ironworks.gen.ironworks.aggregatord.v1 import batch_pb
 from ironworks.model.errors import AlreadyExists, DataLoss, IronError
@@ -47,7 +47,6 @@ class Shipper:
         self._clock = clock
         self._breaker = Breaker()
         self._running = asyncio.Lock()
-        self._progress = asyncio.Condition()
         self.counts = Shipped()
 
     @property
@@ -64,9 +63,14 @@ class Shipper:
         async with self._running:
             done = 0
             problem: IronError | None = None
-            for waiting in self._outbox.waiting:
+            tried: set[str] = set()
+            while left := [
+                one.batch_id for one in self._outbox.waiting if one.batch_id not in tried
+            ]:
+                batch_id = decide.next_to_ship(left, len(tried))
+                tried.add(batch_id)
                 try:
-                    await self._ship_one(waiting.batch_id)
+                    await self._ship_one(batch_id)
                 except DataLoss as error:
                     _log.error("batch_damaged", error=error.message, **error.context)
                 except IronError as error:
@@ -76,11 +80,9 @@ class Shipper:
                     if error.retryable:
                         break
                     # Refused, not failed: it waits for a newer aggregatord, the others go on.
-                    _log.error("batch_refused", batch_id=waiting.batch_id, error=str(error))
+                    _log.error("batch_refused", batch_id=batch_id, error=str(error))
                 else:
                     done += 1
-                async with self._progress:
-                    self._progress.notify_all()
             if problem is not None:
                 raise problem
             self.counts.last_error = ""
@@ -109,11 +111,3 @@ class Shipper:
             )
         self._outbox.acknowledge(batch_id)
         self.counts.acknowledged += 1
-
-    async def wait_shipped(self, batch_ids: Collection[str]) -> None:
-        """Return when none of these batches waits any more."""
-        wanted = set(batch_ids)
-        async with self._progress:
-            await self._progress.wait_for(
-                lambda: not wanted & {one.batch_id for one in self._outbox.waiting}
-            )

@@ -33,6 +33,8 @@ from ironworks.model.errors import InvalidRequest
 KNOWN_EVENTS = 4_096
 MAX_LOSSES = 10_000
 UNREADABLE = int(samples_pb.GapReason.UNREADABLE)
+_PAUSED = samples_pb.LifecycleEventType.PAUSED
+_RESUMED = samples_pb.LifecycleEventType.RESUMED
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,6 +50,7 @@ class VmRecord:
         run_id: The sampler's run that attached it last.
         losses: Declared losses of this VM alone.
         ended: Its last sample has come.
+        paused: Its vCPUs stand still.
     """
 
     row: int
@@ -58,6 +61,7 @@ class VmRecord:
     run_id: str
     losses: list[SeqGap] = field(default_factory=list[SeqGap])
     ended: bool = False
+    paused: bool = False
 
     def provision_at(self, seq: int) -> Provision:
         """What the VM had when this sample was taken."""
@@ -225,6 +229,10 @@ class MeterState:
                 self._tell(key, record, samples_pb.LifecycleEventType.STARTED, tick.at_ns)
             elif len(record.provisions) > 1 and record.provisions[-1][0] == attachment.first_seq:
                 self._tell(key, record, samples_pb.LifecycleEventType.RESIZED, tick.at_ns)
+            if attachment.paused != record.paused:
+                record.paused = attachment.paused
+                kind = _PAUSED if attachment.paused else _RESUMED
+                self._tell(key, record, kind, tick.at_ns)
         for slot in tick.detached:
             key = self.slots.pop(slot, None)
             if key is None or key not in self.vms:
@@ -372,6 +380,7 @@ def _record_from_json(content: dict[str, Any], row: int) -> VmRecord:
         run_id=content["run_id"],
         losses=[SeqGap(**gap) for gap in content["losses"]],
         ended=content["ended"],
+        paused=content["paused"],
     )
 
 

@@ -108,7 +108,10 @@ def test_a_window_of_which_nothing_could_be_read_is_told_by_the_next() -> None:
     state.apply_sealed(first.record)
     state.apply_tick(2, tick(1, [1], absences=unreadable()), segment=1)
     [silent] = sealing.plan(state, [MINUTE])
-    assert silent.request is None
+    assert silent.windows == ()
+    assert silent.request is not None
+    [event] = content_of(silent.request).events
+    assert (event.vm_id, event.type) == ("vm_1", samples_pb.LifecycleEventType.HEARTBEAT)
     state.apply_sealed(silent.record)
     assert state.open_minutes == {}
     state.apply_tick(3, tick(2, [1]), segment=1)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import pytest
@@ -55,6 +54,15 @@ async def test_the_oldest_go_first_and_are_forgotten_when_acknowledged(tmp_path:
     assert await shipper.ship() == 0
 
 
+async def test_after_an_outage_what_is_new_does_not_wait_for_all_that_is_old(
+    tmp_path: Path,
+) -> None:
+    names = ["a", "b", "c", "d", "e", "f"]
+    outbox, batches = await waiting(tmp_path, names), FakeBatches()
+    assert await Shipper(outbox=outbox, batches=batches, clock=NoWait()).ship() == len(names)
+    assert [one.batch_id for one in batches.received] == ids(["a", "b", "c", "f", "d", "e"])
+
+
 async def test_retries_wait_100_200_400_ms(tmp_path: Path) -> None:
     outbox, clock = await waiting(tmp_path, ["one"]), NoWait()
     batches = FakeBatches(failures=failures(Unavailable, 3))
@@ -99,13 +107,3 @@ async def test_a_batch_in_conflict_is_kept_aside_for_the_operator(tmp_path: Path
         await shipper.ship()
     assert outbox.waiting == ()
     assert len(list((tmp_path / "refused").iterdir())) == 1
-
-
-async def test_who_waits_for_a_batch_is_told_when_it_is_gone(tmp_path: Path) -> None:
-    outbox = await waiting(tmp_path, ["one"])
-    shipper = Shipper(outbox=outbox, batches=FakeBatches(), clock=NoWait())
-    async with asyncio.TaskGroup() as group:
-        waiter = group.create_task(shipper.wait_shipped(ids(["one"])))
-        await asyncio.sleep(0)
-        assert not waiter.done()
-        await shipper.ship()

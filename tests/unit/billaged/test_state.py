@@ -78,6 +78,23 @@ def test_a_resize_holds_from_its_sample_on() -> None:
     assert told(state)[1:] == [("vm_1", LifecycleEventType.RESIZED)]
 
 
+def test_a_pause_and_its_end_are_told_once_and_survive_a_restart() -> None:
+    state = running()
+
+    def attached_again(ordinal: int, seq: int, *, paused: bool) -> None:
+        again = attachment(ordinal, "vm_1", seq)
+        again.paused = paused
+        state.apply_tick(ordinal, tick(seq, [ordinal], attached=[again]), segment=1)
+
+    attached_again(2, 5, paused=True)
+    attached_again(3, 6, paused=True)
+    assert told(state)[1:] == [("vm_1", LifecycleEventType.PAUSED)]
+    state.restore(state.checkpoint())
+    attached_again(4, 7, paused=True)
+    attached_again(5, 8, paused=False)
+    assert told(state)[2:] == [("vm_1", LifecycleEventType.RESUMED)]
+
+
 def test_losses_that_touch_are_one() -> None:
     state = running()
     late = GapReason.SAMPLER_LATE

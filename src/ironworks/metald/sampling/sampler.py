@@ -333,6 +333,7 @@ def _attachment(one: _Attached, seq: int) -> pb.VmAttachment:
         memory_bytes=vm.memory_bytes,
         disk_bytes=vm.disk_bytes,
         first_seq=seq,
+        paused=vm.paused,
     )
 
 

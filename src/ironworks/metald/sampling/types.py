@@ -81,6 +81,7 @@ class VmSource:
         netns: Name of the VM's network namespace below /run/netns; empty if it has no network.
         tap: Name of its tap in that namespace.
         read_blocks: Asks the VMM for its block counters; None if the VM has no disk.
+        paused: Whether its vCPUs stand still: a VM that is paused or resumed is attached anew.
     """
 
     vm_id: str
@@ -94,3 +95,4 @@ class VmSource:
     netns: str = ""
     tap: str = ""
     read_blocks: BlockReader | None = None
+    paused: bool = False
