@@ -7,11 +7,12 @@ While metald runs, its own reconciler removes leftovers, and only those.
 import asyncio
 import sys
 
-from ironworks.metald.cgroup.groups import HostGroups, read_layout
+from ironworks.metald.cgroup.groups import HostGroups
 from ironworks.metald.jail_directories import JailDirectories
 from ironworks.metald.network.slots import HostNetwork
 from ironworks.metald.settings import MetaldSettings
 from ironworks.model.errors import IronError
+from ironworks.runtime.cgroup_layout import read_layout
 from ironworks.runtime.clock import SystemClock
 from ironworks.runtime.settings import load, tag_of
 

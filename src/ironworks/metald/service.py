@@ -18,7 +18,7 @@ from ironworks.metald.app.context import Context
 from ironworks.metald.app.recover import recover_all
 from ironworks.metald.app.timing import TimedSteps
 from ironworks.metald.assets.lessor import AssetClient
-from ironworks.metald.cgroup.groups import HostGroups, read_layout
+from ironworks.metald.cgroup.groups import HostGroups
 from ironworks.metald.directory import PERIOD_SECONDS as DIRECTORY_PERIOD_SECONDS
 from ironworks.metald.directory import HostReporter
 from ironworks.metald.drivers.processes import boot_id
@@ -35,6 +35,7 @@ from ironworks.metald.steps import NoSteps
 from ironworks.metald.types import Host, HostState
 from ironworks.model.errors import FailedPrecondition
 from ironworks.model.ids import new_id
+from ironworks.runtime.cgroup_layout import read_layout
 from ironworks.runtime.reconcile import Reconciler
 from ironworks.runtime.service import Chassis, Parts
 from ironworks.runtime.settings import tag_of

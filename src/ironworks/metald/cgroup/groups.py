@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from ironworks.metald.cgroup.layout import Layout, parse_layout
 from ironworks.model.errors import FailedPrecondition, Internal
+from ironworks.runtime.cgroup_layout import Layout
 from ironworks.runtime.clock import Clock
 
 PARENT = "ironworks"
@@ -81,23 +81,6 @@ class Groups(Protocol):
     def oom_kills(self, vm_id: str) -> int:
         """How often the kernel killed for lack of memory in it; 0 if that cannot be read."""
         ...
-
-
-def read_layout() -> Layout:
-    """The layout of this machine.
-
-    Raises:
-        FailedPrecondition: a controller that VMs need is nowhere.
-    """
-    mounts = Path("/proc/self/mounts").read_text(encoding="utf-8")
-    controllers: dict[Path, str] = {}
-    for line in mounts.splitlines():
-        fields = line.split(" ")
-        if fields[2] == "cgroup2":
-            path = Path(fields[1])
-            with contextlib.suppress(OSError):
-                controllers[path] = (path / "cgroup.controllers").read_text(encoding="ascii")
-    return parse_layout(mounts, controllers)
 
 
 class HostGroups:

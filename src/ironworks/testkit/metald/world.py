@@ -12,7 +12,7 @@ from pathlib import Path
 from ironworks.metald import store
 from ironworks.metald.app.context import Context
 from ironworks.metald.app.timing import TimedSteps
-from ironworks.metald.cgroup.groups import HostGroups, read_layout
+from ironworks.metald.cgroup.groups import HostGroups
 from ironworks.metald.drivers.driver import (
     Driver,
     DriverKind,
@@ -23,6 +23,7 @@ from ironworks.metald.network.slots import HostNetwork
 from ironworks.metald.settings import MetaldSettings
 from ironworks.metald.types import Host, HostState, Limits
 from ironworks.model.ids import derived_id
+from ironworks.runtime.cgroup_layout import read_layout
 from ironworks.runtime.clock import Clock, SystemClock, SystemEntropy
 from ironworks.runtime.settings import tag_of
 from ironworks.runtime.tasks import Tasks

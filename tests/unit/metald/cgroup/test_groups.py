@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from ironworks.metald.cgroup.groups import GroupLimits, HostGroups, read_layout
+from ironworks.metald.cgroup.groups import GroupLimits, HostGroups
 from ironworks.model.units import MIB
+from ironworks.runtime.cgroup_layout import read_layout
 from ironworks.runtime.clock import SystemClock
 from ironworks.runtime.settings import tag_of
 

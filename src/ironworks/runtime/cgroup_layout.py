@@ -1,5 +1,6 @@
-"""Which controller is mounted where, read from the text of `/proc/self/mounts`; pure."""
+"""Which cgroup controller is mounted where: v2, or v1 hierarchies beside a v2 one without any."""
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +31,7 @@ class Layout:
 
     @property
     def roots(self) -> tuple[Path, ...]:
-        """Every hierarchy that a VM's process joins, each once."""
+        """Every hierarchy that a limited process joins, each once."""
         unified = () if self.unified is None else (self.unified,)
         return tuple(dict.fromkeys((*self.v1.values(), *unified)))
 
@@ -43,7 +44,7 @@ def parse_layout(mounts: str, v2_controllers: Mapping[Path, str]) -> Layout:
         v2_controllers: Mount point of a v2 hierarchy → text of its `cgroup.controllers`.
 
     Raises:
-        FailedPrecondition: a controller that VMs need is nowhere.
+        FailedPrecondition: a controller that is needed is nowhere.
     """
     unified: Path | None = None
     v1: dict[str, Path] = {}
@@ -65,3 +66,20 @@ def parse_layout(mounts: str, v2_controllers: Mapping[Path, str]) -> Layout:
             hint="Mount cgroup v2 with all controllers, or the v1 hierarchies of these.",
         )
     return Layout(unified=unified, v1=v1)
+
+
+def read_layout() -> Layout:
+    """The layout of this machine.
+
+    Raises:
+        FailedPrecondition: a controller that is needed is nowhere.
+    """
+    mounts = Path("/proc/self/mounts").read_text(encoding="utf-8")
+    controllers: dict[Path, str] = {}
+    for line in mounts.splitlines():
+        fields = line.split(" ")
+        if fields[2] == "cgroup2":
+            path = Path(fields[1])
+            with contextlib.suppress(OSError):
+                controllers[path] = (path / "cgroup.controllers").read_text(encoding="ascii")
+    return parse_layout(mounts, controllers)

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from ironworks.metald.cgroup.layout import parse_layout
 from ironworks.model.errors import FailedPrecondition
+from ironworks.runtime.cgroup_layout import parse_layout
 
 V2 = "cgroup2 /sys/fs/cgroup cgroup2 rw,nosuid 0 0\n"
 HYBRID = (
