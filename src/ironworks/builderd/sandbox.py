@@ -13,17 +13,21 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import ironworks
+from ironworks.builderd.cgroup import BuildGroups
 from ironworks.builderd.flatten.plan import Flattened, Plan, encode, read_flattened
 from ironworks.model.errors import FailedPrecondition, Internal, IronError, all_errors
 
-_LINE_BYTES = 1 << 20
+_LINE_BYTES = 64 << 20
+_SAID_BYTES = 1 << 20
 _TAIL_CHARS = 2000
 _MAX_FILES = 4096
+_JOIN = 'until [ "$1" = -- ]; do echo $$ >"$1" || exit 1; shift; done; shift; exec "$@"'
 _PACKAGE_ROOT = Path(ironworks.__file__).parents[1]
 _NETWORK_FILES = (
     "/etc/resolv.conf",
@@ -43,23 +47,29 @@ class Sandbox:
         writable: Path inside → directory of the host.
         network: Whether it shares the host's network.
         file_bytes: Largest file that it may write.
+        join_paths: Files of its cgroup that it writes itself into before it starts.
     """
 
     readable: Mapping[str, Path] = field(default_factory=dict[str, Path])
     writable: Mapping[str, Path] = field(default_factory=dict[str, Path])
     network: bool = False
     file_bytes: int = 1 << 36
+    join_paths: Sequence[Path] = ()
 
     def argv(self, command: Sequence[str]) -> list[str]:
         """The command line that runs `command` in the sandbox."""
-        argv = ["prlimit", "--core=0", f"--nofile={_MAX_FILES}", f"--fsize={self.file_bytes}"]
+        argv = ["/bin/sh", "-c", _JOIN, "sh", *map(str, self.join_paths), "--"]
+        argv += ["prlimit", "--core=0", f"--nofile={_MAX_FILES}", f"--fsize={self.file_bytes}"]
         argv += ["--", "bwrap", "--unshare-all", "--die-with-parent", "--new-session"]
+        # A user namespace of its own would give it capabilities to try the kernel with.
+        argv += ["--unshare-user", "--disable-userns"]
         argv += ["--share-net"] if self.network else []
         argv += ["--uid", "65534", "--gid", "65534", "--cap-drop", "ALL", "--clearenv"]
         argv += ["--setenv", "PATH", "/usr/bin:/bin", "--setenv", "HOME", "/nonexistent"]
         argv += ["--setenv", "LC_ALL", "C.UTF-8", "--setenv", "TMPDIR", "/tmp"]  # noqa: S108 - its own
         argv += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]  # noqa: S108 - its own
-        argv += ["--ro-bind", "/usr", "/usr"]
+        # Its user is builderd's own for the kernel: where that is root, /proc/sys would be writable.
+        argv += ["--remount-ro", "/proc", "--ro-bind", "/usr", "/usr"]
         for name in ("bin", "sbin", "lib", "lib64"):
             argv += ["--symlink", f"usr/{name}", f"/{name}"]
         if self.network:
@@ -101,6 +111,7 @@ async def run_flatten(
     blobs: Sequence[Path],
     scratch: Path,
     on_step: Callable[[str, int], None],
+    groups: BuildGroups | None = None,
 ) -> Flattened:
     """Flatten an image in a process of its own.
 
@@ -109,20 +120,40 @@ async def run_flatten(
         blobs: Files of the host that appear as `/blobs/N`.
         scratch: Directory of the host that appears as `/scratch`.
         on_step: Is told what it does, and how many bytes it has done.
+        groups: Where the process gets its cgroup; None: it has no limits of that kind.
 
     Raises:
         IronError: what the process refused the image with.
+        ResourceExhausted: it needed more memory than it may have.
         Internal: the process died; the context has the end of what it said.
     """
     sandbox = Sandbox(
         readable={**_python(), **{f"/blobs/{n}": path for n, path in enumerate(blobs)}},
         writable={"/scratch": scratch},
-        # One tar may be as large as all of them together, and headers come on top.
-        file_bytes=2 * plan.limits.unpacked_bytes + (1 << 20),
+        # One tar may be as large as all of them together; headers and inode tables come on top.
+        file_bytes=2 * plan.limits.unpacked_bytes + 1024 * plan.limits.file_count + (1 << 20),
     )
-    module = ["-I", "-B", "-m", "ironworks.builderd.flatten"]
-    argv = sandbox.argv([sys.executable, *module])
-    process = await _start(argv)
+    async with AsyncExitStack() as held:
+        group = None
+        if groups is not None:
+            group = await held.enter_async_context(groups.held(f"{scratch.name}.flatten"))
+            sandbox = replace(sandbox, join_paths=group.join_paths)
+        last, said, status = await _run(sandbox, plan, on_step)
+        if group is not None and "result" not in last:
+            group.check_memory()
+    if "result" in last:
+        return read_flattened(last["result"])
+    if "error" in last:
+        raise _error(last)
+    raise died(status, said)
+
+
+async def _run(
+    sandbox: Sandbox, plan: Plan, on_step: Callable[[str, int], None]
+) -> tuple[dict[str, Any], str, int | None]:
+    process = await _start(
+        sandbox.argv([sys.executable, "-I", "-B", "-m", "ironworks.builderd.flatten"])
+    )
     try:
         last, said = await _converse(process, encode(plan), on_step)
     finally:
@@ -130,11 +161,7 @@ async def run_flatten(
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
-    if "result" in last:
-        return read_flattened(last["result"])
-    if "error" in last:
-        raise _error(last)
-    raise died(process.returncode, said)
+    return last, said, process.returncode
 
 
 def died(status: int | None, said: str) -> IronError:
@@ -168,7 +195,7 @@ async def _converse(
         last = json.loads(line)
         if "step" in last:
             on_step(str(last["step"]), int(last["done_bytes"]))
-    said = (await process.stderr.read(_LINE_BYTES)).decode(errors="replace")
+    said = (await process.stderr.read(_SAID_BYTES)).decode(errors="replace")
     await process.wait()
     return last, said[-_TAIL_CHARS:]
 

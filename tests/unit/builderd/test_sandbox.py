@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,6 +42,43 @@ async def test_there_is_no_network_and_no_capability() -> None:
     assert interfaces.strip() == "lo"
     assert capabilities.split()[1] == "0" * 16
     assert user == "65534"
+
+
+async def test_an_attacker_inside_finds_nothing(tmp_path: Path) -> None:
+    """What a program that took the flattener over could try."""
+    mine, other = tmp_path / "bld_1", tmp_path / "bld_2"
+    for scratch in (mine, other):
+        scratch.mkdir()
+        (scratch / "secret").write_text(scratch.name)
+    (tmp_path / "blob").write_text("blob")
+    sandbox = Sandbox(readable={"/blobs/0": tmp_path / "blob"}, writable={"/scratch": mine})
+    attempts = {
+        "host files": "cat /etc/shadow /etc/passwd /root/.profile",
+        "platform's files": f"cat {other}/secret || ls {tmp_path}",
+        "other scratch, by link": f"ln -s {other}/secret /scratch/l && cat /scratch/l",
+        "other scratch, upwards": "ls /scratch/../../../bld_2",
+        "host root by proc": "cat /proc/1/root/etc/shadow",
+        "other processes": f"kill -9 {os.getpid()}",
+        "the network": "exec 3<>/dev/tcp/127.0.0.1/22",
+        "raw devices": "cat /dev/sda /dev/vda /dev/kmsg /dev/mem 2>&1 | grep -v No",
+        "new devices": "mknod /scratch/sda b 8 0",
+        "mounts": "mount -t tmpfs none /scratch || unshare -rm mount --bind /usr /blobs",
+        # Harmless where it succeeds: what was there is written again.
+        "the kernel": "x=$(cat /proc/sys/kernel/panic) && echo $x > /proc/sys/kernel/panic",
+        "all of /proc": "find /proc -writable -type f ! -path '/proc/[0-9]*' | grep .",
+        "its own record": "echo 0 > /proc/self/oom_score_adj",
+        "cgroups": "ls /sys/fs/cgroup",
+        "programs": "echo evil > /usr/bin/true || rm -f /usr/bin/true",
+        "the blobs": "echo evil > /blobs/0 || rm /blobs/0",
+    }
+    for what, command in attempts.items():
+        done = await inside(sandbox, "bash", "-c", command)
+        assert done.status != 0, what
+        assert done.stdout == b"", what
+    seen = await inside(sandbox, "sh", "-c", "ls -d /proc/[0-9]* | wc -l")
+    assert int(seen.stdout) <= 4
+    assert (other / "secret").read_text() == "bld_2"
+    assert (tmp_path / "blob").read_text() == "blob"
 
 
 async def test_files_are_bounded(tmp_path: Path) -> None:
