@@ -16,9 +16,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ironworks.builderd.types import BuilderSettings
 from ironworks.model.errors import FailedPrecondition, Internal, ResourceExhausted
-from ironworks.runtime.cgroup_layout import Layout
+from ironworks.runtime.cgroup_layout import Layout, read_layout
 from ironworks.runtime.clock import Clock
+from ironworks.runtime.settings import tag_of
 
 PARENT = "ironworks-builds"
 CPU_PERIOD_US = 100_000
@@ -170,6 +172,22 @@ class BuildGroups:
                 names.update(entry.name for entry in entries if entry.is_dir())
         for name in sorted(names):
             await self._remove(self._group(name))
+
+
+def build_groups(settings: BuilderSettings, clock: Clock) -> BuildGroups | None:
+    """Where the builds of a platform get their cgroups; None: the operator wants none.
+
+    Raises:
+        FailedPrecondition: a controller that is needed is nowhere on this host.
+    """
+    if not settings.build_cgroups:
+        return None
+    limits = BuildLimits(
+        memory_bytes=settings.build_memory_bytes,
+        processors=settings.build_processors,
+        process_count=settings.build_processes,
+    )
+    return BuildGroups(read_layout(), tag_of(settings.data_dir), limits, clock)
 
 
 def _write(path: Path, value: object) -> None:

@@ -259,6 +259,16 @@ class BuilderSettings(Settings):
         default=GIB // 4, ge=0, description="Free disk that assets and builds leave alone."
     )
     build_processors: int = Field(default=2, ge=1, description="Processors that a build uses.")
+    build_memory_bytes: int = Field(
+        default=GIB, ge=GIB // 4, description="Memory of a build, with the file-system writer's."
+    )
+    build_processes: int = Field(
+        default=256, ge=32, description="Processes and threads of a build."
+    )
+    build_cgroups: bool = Field(
+        default=True,
+        description="Builds have cgroups, which needs root; without, only time and files are bounded.",
+    )
     local_image_roots: list[Path] = Field(
         default_factory=list[Path],
         description=(
