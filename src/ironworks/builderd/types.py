@@ -267,7 +267,7 @@ class BuilderSettings(Settings):
     )
     build_cgroups: bool = Field(
         default=True,
-        description="Builds have cgroups, which needs root; without, only time and files are bounded.",
+        description="Builds have cgroups, which needs root; without, less is bounded.",
     )
     local_image_roots: list[Path] = Field(
         default_factory=list[Path],
