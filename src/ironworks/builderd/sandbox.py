@@ -23,6 +23,8 @@ from ironworks.builderd.cgroup import BuildGroups
 from ironworks.builderd.flatten.plan import Flattened, Plan, encode, read_flattened
 from ironworks.model.errors import FailedPrecondition, Internal, IronError, all_errors
 
+FLATTEN = (sys.executable, "-I", "-B", "-m", "ironworks.builderd.flatten")
+"""The program that flattens; its plan comes on standard input."""
 _LINE_BYTES = 64 << 20
 _SAID_BYTES = 1 << 20
 _TAIL_CHARS = 2000
@@ -68,7 +70,7 @@ class Sandbox:
         argv += ["--setenv", "PATH", "/usr/bin:/bin", "--setenv", "HOME", "/nonexistent"]
         argv += ["--setenv", "LC_ALL", "C.UTF-8", "--setenv", "TMPDIR", "/tmp"]  # noqa: S108 - its own
         argv += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]  # noqa: S108 - its own
-        # Its user is builderd's own for the kernel: where that is root, /proc/sys would be writable.
+        # To the kernel its user is builderd's: where that is root, /proc/sys would be writable.
         argv += ["--remount-ro", "/proc", "--ro-bind", "/usr", "/usr"]
         for name in ("bin", "sbin", "lib", "lib64"):
             argv += ["--symlink", f"usr/{name}", f"/{name}"]
@@ -105,6 +107,16 @@ async def _start(argv: Sequence[str]) -> asyncio.subprocess.Process:
         ) from None
 
 
+def flatten_sandbox(plan: Plan, *, blobs: Sequence[Path], scratch: Path) -> Sandbox:
+    """Where `FLATTEN` runs; see `run_flatten`."""
+    return Sandbox(
+        readable={**_python(), **{f"/blobs/{n}": path for n, path in enumerate(blobs)}},
+        writable={"/scratch": scratch},
+        # One tar may be as large as all of them together; headers and inode tables come on top.
+        file_bytes=2 * plan.limits.unpacked_bytes + 1024 * plan.limits.file_count + (1 << 20),
+    )
+
+
 async def run_flatten(
     plan: Plan,
     *,
@@ -127,12 +139,7 @@ async def run_flatten(
         ResourceExhausted: it needed more memory than it may have.
         Internal: the process died; the context has the end of what it said.
     """
-    sandbox = Sandbox(
-        readable={**_python(), **{f"/blobs/{n}": path for n, path in enumerate(blobs)}},
-        writable={"/scratch": scratch},
-        # One tar may be as large as all of them together; headers and inode tables come on top.
-        file_bytes=2 * plan.limits.unpacked_bytes + 1024 * plan.limits.file_count + (1 << 20),
-    )
+    sandbox = flatten_sandbox(plan, blobs=blobs, scratch=scratch)
     async with AsyncExitStack() as held:
         group = None
         if groups is not None:
@@ -151,9 +158,7 @@ async def run_flatten(
 async def _run(
     sandbox: Sandbox, plan: Plan, on_step: Callable[[str, int], None]
 ) -> tuple[dict[str, Any], str, int | None]:
-    process = await _start(
-        sandbox.argv([sys.executable, "-I", "-B", "-m", "ironworks.builderd.flatten"])
-    )
+    process = await _start(sandbox.argv(FLATTEN))
     try:
         last, said = await _converse(process, encode(plan), on_step)
     finally:

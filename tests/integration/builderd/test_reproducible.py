@@ -6,14 +6,13 @@ import hashlib
 import os
 import shutil
 import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
 import pytest
 
-import ironworks
 from ironworks.builderd.flatten.plan import Layer, Limits, Plan, encode
+from ironworks.builderd.sandbox import FLATTEN, flatten_sandbox
 from ironworks.testkit import images
 from ironworks.testkit.images import File, directory, hard_link, symlink, whiteout
 
@@ -48,13 +47,15 @@ def build(
     scratch = place / "a scratch of its own"
     scratch.mkdir(parents=True)
     plan_layers: list[Layer] = []
+    blobs: list[Path] = []
     for number, layer in enumerate(layers()):
         data = layer.blob()
         blob = place / f"blob{number}"
         blob.write_bytes(data)
+        blobs.append(blob)
         plan_layers.append(
             Layer(
-                path=str(blob),
+                path=f"/blobs/{number}",
                 digest=f"sha256:{hashlib.sha256(data).hexdigest()}",
                 size_bytes=len(data),
                 diff_id=f"sha256:{hashlib.sha256(layer.tar).hexdigest()}",
@@ -62,17 +63,16 @@ def build(
         )
     plan = Plan(
         layers=tuple(plan_layers),
-        output=str(scratch / "rootfs"),
-        scratch=str(scratch),
+        output="/scratch/rootfs",
+        scratch="/scratch",
         format=rootfs_format,
         limits=Limits(free_bytes=0),
         processors=processors,
     )
     subprocess.run(["chown", "-R", str(user), str(place)], check=True)
-    path = ":".join([str(Path(ironworks.__file__).parents[1]), *sys.path[1:]])
     command = [
-        "setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups",
-        "taskset", "-c", cpus, sys.executable, "-B", "-m", "ironworks.builderd.flatten",
+        "setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "taskset", "-c", cpus,
+        *flatten_sandbox(plan, blobs=blobs, scratch=scratch).argv(FLATTEN),
     ]  # fmt: skip
     done = subprocess.run(
         command,
@@ -81,7 +81,7 @@ def build(
         capture_output=True,
         cwd=scratch,
         umask=0o077 if user else 0o002,
-        env={"PYTHONPATH": path, "PATH": os.environ["PATH"], **env},
+        env={"PATH": os.environ["PATH"], **env},
     )
     assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
     return hashlib.sha256((scratch / "rootfs").read_bytes()).hexdigest()
@@ -101,7 +101,7 @@ def test_two_fresh_environments_make_the_same_bytes(rootfs_format: str, tmp_path
         second = build(
             other,
             rootfs_format,
-            user=0 if not os.access(Path(sys.prefix), os.R_OK) else 61_234,
+            user=61_234,
             processors=4,
             cpus=f"0-{(os.cpu_count() or 1) - 1}",
             TZ="America/Caracas",

@@ -4,7 +4,8 @@ lz4, since it is by far the fastest both to write and to read, and Debian's kern
 result depends on the stream alone: times are fixed, the number of processors does not matter.
 sqfstar 4.5.1 (Debian 12) ignores `-root-uid`, `-root-gid` and `-root-time` and gives the root the
 time of the day, so the root's inode is corrected afterwards; for this the inode table is left
-uncompressed (`-noI`), which costs some 40 bytes a file.
+uncompressed (`-noI`), which costs some 40 bytes a file. The user who runs it enters the table of
+owners: in the sandbox that is always 65534, whoever builderd is.
 """
 
 from __future__ import annotations
