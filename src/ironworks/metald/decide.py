@@ -5,23 +5,16 @@ Paused → Stopping → Stopped → Deleting → Deleted; any active state → F
 that has a VMM always leaves through STOPPING, so `CREATED` and `BOOTING` have that edge too.
 """
 
-import re
-from collections.abc import Sequence
+import signal as signals
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
 from ironworks.metald import types as t
 from ironworks.metald.drivers.driver import ExitKind, ExitReport, GuestConfig
-from ironworks.metald.types import HostState, Limits, Resources, Vm, VmSpec, VmState
-from ironworks.model.errors import (
-    FailedPrecondition,
-    InvalidRequest,
-    IronError,
-    ResourceExhausted,
-)
-from ironworks.model.ids import check_id, check_name
-from ironworks.model.units import MIB, format_bytes
+from ironworks.metald.types import HostState, RestartMode, Vm, VmSpec, VmState
+from ironworks.model.errors import FailedPrecondition, InvalidRequest
+from ironworks.model.units import NS_PER_HOUR, NS_PER_SECOND
 
 _S = VmState
 
@@ -59,10 +52,9 @@ COUNTED: Final = frozenset(_S) - {_S.STOPPED, _S.FAILED, _S.DELETING, _S.DELETED
 HOLDS_RESOURCES: Final = frozenset(_S) - {_S.DELETED}
 """States in which something may be there that `DeleteVm` would remove."""
 
-_ENV = re.compile(r"[^=\0]+=[^\0]*")
-_LABEL_KEY = re.compile(r"[a-z0-9._/-]{1,63}")
-_SIGNAL = re.compile(r"(SIG)?[A-Z][A-Z0-9+-]{1,15}|[0-9]{1,2}")
-_LABEL_VALUE_CHARS = 255
+MAX_DOUBLINGS: Final = 16
+"""Of a wait before a restart: beyond it no float is needed."""
+
 _NEXT_STEP = MappingProxyType(
     {
         _S.REQUESTED: "It is still being created.",
@@ -93,7 +85,9 @@ def transition(vm: Vm, after: VmState, reason: str, *, now_ns: int) -> tuple[Vm,
         reason=reason,
         generation=vm.generation + 1,
         state_changed_at_ns=max(now_ns, vm.state_changed_at_ns),
-        ready=after is _S.RUNNING,
+        # A boot ends when the check has passed; after a pause it has to pass again.
+        ready=after is _S.RUNNING and (vm.state is _S.BOOTING or vm.spec.readiness is None),
+        restart_at_ns=vm.restart_at_ns if after is _S.RUNNING else 0,
     )
     line = t.Transition(
         before=vm.state,
@@ -158,13 +152,111 @@ def after_end(state: VmState, report: ExitReport) -> VmState:
 
 def explain_end(report: ExitReport, *, oom_kills: int) -> ExitReport:
     """The driver's report, corrected by what the VM's cgroup knows and the driver cannot."""
-    if oom_kills == 0 or report.kind not in {ExitKind.CRASHED, ExitKind.LOST}:
+    if report.kind not in {ExitKind.CRASHED, ExitKind.LOST}:
         return report
-    return replace(
-        report,
-        kind=ExitKind.OUT_OF_MEMORY,
-        sentence="The host's kernel ended the VMM: it used more memory than its limit.",
+    if oom_kills > 0:
+        return replace(
+            report,
+            kind=ExitKind.OUT_OF_MEMORY,
+            sentence="The host's kernel ended the VMM: it used more memory than its limit.",
+        )
+    if report.vmm_status == -signals.SIGSYS:
+        return replace(
+            report,
+            kind=ExitKind.SECCOMP,
+            sentence="The host's kernel ended the VMM: it made a system call that is forbidden.",
+        )
+    return report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restart:
+    """What a VM's restart policy says to an end."""
+
+    vm: Vm
+    """RUNNING and not ready, or unchanged if the policy has given up."""
+    line: t.Transition | None
+    """For the history; None: the policy has given up."""
+    reason: str
+
+
+def restart(vm: Vm, report: ExitReport, host: HostState, *, now_ns: int) -> Restart | None:
+    """What the restart policy makes of an end that nobody asked for; None: nothing.
+
+    The wait doubles with every restart of the last hour, so it is short again after a calm hour.
+    """
+    policy = vm.spec.restart
+    if vm.state not in {_S.RUNNING, _S.PAUSED} or host in {HostState.DRAINING, HostState.DRAINED}:
+        return None
+    if policy.mode is RestartMode.NEVER:
+        return None
+    # KILLED of a VM that should run is a boot that was given up: no end that anybody asked for.
+    clean = report.clean and report.kind is not ExitKind.KILLED
+    if policy.mode is RestartMode.ON_FAILURE and clean:
+        return None
+    recent = tuple(at_ns for at_ns in vm.recent_restarts if at_ns > now_ns - NS_PER_HOUR)
+    if len(recent) >= policy.max_restarts:
+        reason = (
+            f"{report.sentence} It was booted again {len(recent)} times within an hour: enough."
+        )
+        return Restart(vm=vm, line=None, reason=reason)
+    doublings = min(len(recent), MAX_DOUBLINGS)
+    wait_seconds = min(policy.min_backoff_seconds * 2**doublings, policy.max_backoff_seconds)
+    reason = f"{report.sentence} It is booted again in {wait_seconds:g} seconds."
+    changed, line = note(vm, reason, now_ns=now_ns)
+    changed = replace(
+        changed,
+        exit=report,
+        exit_at_ns=now_ns,
+        restarts=vm.restarts + 1,
+        recent_restarts=(*recent, now_ns)[-policy.max_restarts :],
+        restart_at_ns=now_ns + int(wait_seconds * NS_PER_SECOND),
     )
+    return Restart(vm=changed, line=line, reason=reason)
+
+
+def note(vm: Vm, reason: str, *, now_ns: int) -> tuple[Vm, t.Transition]:
+    """The VM RUNNING and not ready for `reason`, and the line for its history.
+
+    Of a VM that RUNS already this is no transition, but its people want to read it all the same.
+    """
+    if vm.state is not _S.RUNNING:
+        check_transition(vm, _S.RUNNING)
+    at_ns = max(now_ns, vm.state_changed_at_ns)
+    changed = replace(
+        vm,
+        state=_S.RUNNING,
+        reason=reason,
+        generation=vm.generation + 1,
+        state_changed_at_ns=vm.state_changed_at_ns if vm.state is _S.RUNNING else at_ns,
+        ready=False,
+    )
+    line = t.Transition(
+        before=vm.state,
+        after=_S.RUNNING,
+        at_ns=at_ns,
+        reason=reason,
+        generation=changed.generation,
+    )
+    return changed, line
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """What a readiness check has come to."""
+
+    ready: bool
+    streak: int = 0
+    """Tries in a row that said the contrary."""
+
+
+def observe(health: Health, readiness: t.Readiness, *, passed: bool) -> Health:
+    """The health after one more try."""
+    if passed == health.ready:
+        return Health(ready=health.ready)
+    streak = health.streak + 1
+    enough = readiness.success_threshold if passed else readiness.failure_threshold
+    return Health(ready=passed) if streak >= enough else replace(health, streak=streak)
 
 
 def after_restart(state: VmState, *, vmm_alive: bool) -> Interrupted | None:
@@ -186,106 +278,19 @@ def after_restart(state: VmState, *, vmm_alive: bool) -> Interrupted | None:
     return None
 
 
-def committed(vms: Sequence[Vm]) -> Resources:
-    """What these VMs take of the host; those without a process take nothing."""
-    counted = [vm for vm in vms if vm.state in COUNTED]
-    return Resources(
-        vcpus=sum(vm.spec.vcpus for vm in counted),
-        memory_bytes=sum(vm.committed_memory_bytes for vm in counted),
-        vms=len(counted),
-    )
-
-
-def admit(
-    want: Resources, *, taken: Resources, limits: Limits, host_state: HostState, host_reason: str
-) -> IronError | None:
-    """Whether a VM fits on the host now; a denial says what is short and by how much.
-
-    `want.memory_bytes` includes the VMM's own share.
-    """
-    if host_state is not HostState.ACTIVE:
-        return FailedPrecondition(
-            f"This host takes no new VMs: it is {host_state}"
-            + (f" ({host_reason})." if host_reason else "."),
-            hint="Use another host, or uncordon this one.",
-        )
-    return _too_large(want, limits.largest) or _no_room(want, taken, limits.capacity)
-
-
-def _too_large(want: Resources, largest: Resources) -> IronError | None:
-    if want.vcpus > largest.vcpus:
-        return InvalidRequest(
-            f"The VM asks for {want.vcpus} vCPUs, and the largest VM of this host has "
-            f"{largest.vcpus}.",
-            hint="Ask for fewer.",
-        )
-    if want.memory_bytes > largest.memory_bytes:
-        return InvalidRequest(
-            f"The VM needs {format_bytes(want.memory_bytes)} of memory, its VMM's share included, "
-            f"and the largest VM of this host has {format_bytes(largest.memory_bytes)}.",
-            hint="Ask for less.",
-        )
-    return None
-
-
-def _no_room(want: Resources, taken: Resources, capacity: Resources) -> IronError | None:
-    hint = "Delete VMs, or use another host."
-    if taken.vms + want.vms > capacity.vms:
-        return ResourceExhausted(f"The host has its {capacity.vms} VMs already.", hint=hint)
-    if taken.vcpus + want.vcpus > capacity.vcpus:
-        return ResourceExhausted(
-            f"The host has {max(0, capacity.vcpus - taken.vcpus)} of its {capacity.vcpus} vCPUs "
-            f"left, the VM asks for {want.vcpus}.",
-            hint=hint,
-        )
-    if taken.memory_bytes + want.memory_bytes > capacity.memory_bytes:
-        left = max(0, capacity.memory_bytes - taken.memory_bytes)
-        return ResourceExhausted(
-            f"The host has {format_bytes(left)} of memory left, the VM needs "
-            f"{format_bytes(want.memory_bytes)}.",
-            hint=hint,
-        )
-    return None
-
-
-def free_slot(taken: frozenset[int], *, first: int, count: int) -> int:
-    """The next free network slot, searched upwards from `first` and around.
-
-    Raises:
-        ResourceExhausted: all are taken.
-    """
-    for step in range(count):
-        slot = (first + step) % count
-        if slot not in taken:
-            return slot
-    raise ResourceExhausted("Every network slot of this host is taken.", hint="Delete VMs.")
-
-
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """PATH of a workload whose image and spec name none; what container engines do."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageDefaults:
-    """What the rootfs asset says of how to run it; OCI image configuration."""
-
-    entrypoint: tuple[str, ...] = ()
-    cmd: tuple[str, ...] = ()
-    env: tuple[str, ...] = ()
-    user: str = ""
-    working_directory: str = ""
-    stop_signal: str = ""
-
-
-def guest_config(spec: VmSpec, image: ImageDefaults) -> GuestConfig:
+def guest_config(spec: VmSpec, image: t.ImageDefaults) -> GuestConfig:
     """What the guest's init is to run: the spec's word where it has one, else the image's.
 
     Raises:
         InvalidRequest: neither names a program, or the directory is not absolute.
     """
     workload = spec.workload
-    argv = workload.argv or (*image.entrypoint, *image.cmd)
-    if not argv:
+    argv = workload.argv or (() if workload.image_init else (*image.entrypoint, *image.cmd))
+    if not argv and not workload.image_init:
         raise InvalidRequest(
             "The image has neither entrypoint nor command.",
             hint="Give the program in spec.workload.argv.",
@@ -305,82 +310,5 @@ def guest_config(spec: VmSpec, image: ImageDefaults) -> GuestConfig:
         workdir=workdir,
         stop_signal=workload.stop_signal or image.stop_signal or "SIGTERM",
         stop_grace_seconds=workload.stop_grace_seconds,
+        image_init=workload.image_init,
     )
-
-
-def _bounded(value: float, low: float, high: float, what: str) -> None:
-    if not low <= value <= high:
-        raise InvalidRequest(f"{what} must be {low:g} to {high:g}.")
-
-
-def check_spec(spec: VmSpec) -> VmSpec:
-    """The spec if all of it is within bounds.
-
-    Raises:
-        InvalidRequest: it is not; says what.
-    """
-    check_name(spec.name, "spec.name")
-    _bounded(spec.vcpus, t.MIN_VCPUS, t.MAX_VCPUS, "spec.vcpus")
-    if not t.MIN_MEMORY_BYTES <= spec.memory_bytes <= t.MAX_MEMORY_BYTES:
-        raise InvalidRequest(
-            f"spec.memory_bytes must be {format_bytes(t.MIN_MEMORY_BYTES)} to "
-            f"{format_bytes(t.MAX_MEMORY_BYTES)}."
-        )
-    if spec.memory_bytes % MIB:
-        raise InvalidRequest("spec.memory_bytes must be a multiple of 1 MiB.")
-    _bounded(spec.cpu_weight, t.MIN_CPU_WEIGHT, t.MAX_CPU_WEIGHT, "spec.cpu_weight")
-    check_id(spec.rootfs_asset_id, "ast", "spec.assets.rootfs_asset_id")
-    for asset_id, field in (
-        (spec.kernel_asset_id, "spec.assets.kernel_asset_id"),
-        (spec.initrd_asset_id, "spec.assets.initrd_asset_id"),
-    ):
-        if asset_id:
-            check_id(asset_id, "ast", field)
-    if spec.deployment_id:
-        check_id(spec.deployment_id, "dep", "spec.deployment_id")
-    _check_workload(spec.workload)
-    if spec.readiness is not None:
-        _check_readiness(spec.readiness)
-    _check_labels(spec)
-    return spec
-
-
-def _check_workload(workload: t.Workload) -> None:
-    if len(workload.argv) > t.MAX_ARGV or len(workload.env) > t.MAX_ENV:
-        raise InvalidRequest(
-            f"spec.workload has more than {t.MAX_ARGV} arguments or {t.MAX_ENV} variables."
-        )
-    texts = (*workload.argv, *workload.env, workload.user, workload.working_directory)
-    if any("\0" in text for text in texts):
-        raise InvalidRequest("spec.workload has a NUL character.")
-    if sum(len(text.encode()) + 1 for text in texts) > t.MAX_ARGV_BYTES:
-        raise InvalidRequest(f"spec.workload is larger than {format_bytes(t.MAX_ARGV_BYTES)}.")
-    if workload.argv and not workload.argv[0]:
-        raise InvalidRequest("The first word of spec.workload.argv, the program, is empty.")
-    for pair in workload.env:
-        if not _ENV.fullmatch(pair):
-            raise InvalidRequest("Every item of spec.workload.env must read NAME=value.")
-    if workload.working_directory and not workload.working_directory.startswith("/"):
-        raise InvalidRequest("spec.workload.working_directory must be an absolute path.")
-    if workload.stop_signal and not _SIGNAL.fullmatch(workload.stop_signal):
-        raise InvalidRequest(
-            "spec.workload.stop_signal must be a name such as SIGTERM, or a number."
-        )
-    _bounded(workload.stop_grace_seconds, 0.1, 300, "spec.workload.stop_grace_seconds")
-
-
-def _check_readiness(readiness: t.Readiness) -> None:
-    _bounded(readiness.tcp_port, 1, t.MAX_PORT, "spec.readiness.tcp_port")
-    _bounded(readiness.period_seconds, 0.05, 60, "spec.readiness.period_seconds")
-    _bounded(readiness.timeout_seconds, 0.05, 60, "spec.readiness.timeout_seconds")
-
-
-def _check_labels(spec: VmSpec) -> None:
-    if len(spec.labels) > t.MAX_LABELS:
-        raise InvalidRequest(f"spec.labels has more than {t.MAX_LABELS} labels.")
-    for key, value in spec.labels.items():
-        if not _LABEL_KEY.fullmatch(key) or len(value) > _LABEL_VALUE_CHARS:
-            raise InvalidRequest(
-                "Keys of spec.labels must be 1 to 63 characters of a-z, 0-9 and ._/-, values at "
-                f"most {_LABEL_VALUE_CHARS} characters."
-            )

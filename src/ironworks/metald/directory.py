@@ -7,7 +7,7 @@ from importlib.metadata import version
 from ironworks.gen.ironworks.gatewayd.v1 import hosts_pb as pb
 from ironworks.gen.ironworks.gatewayd.v1.hosts_connect import HostDirectoryServiceClient
 from ironworks.metald.app.context import Context
-from ironworks.metald.app.queries import committed
+from ironworks.metald.app.queries import taken
 from ironworks.metald.types import Resources
 from ironworks.model.errors import NotFound
 from ironworks.model.units import NS_PER_SECOND
@@ -36,27 +36,28 @@ class HostReporter:
         fresh_ns = int(HEARTBEAT_SECONDS * NS_PER_SECOND)
         if self._registered and now_ns - self._reported_at_ns < fresh_ns:
             return Report()
-        taken = await committed(context)
+        committed, reserved = await taken(context)
+        used = committed + reserved
         client = self._client()
         if not self._registered:
-            await client.register_host(pb.RegisterHostRequest(host=self._host(taken)))
+            await client.register_host(pb.RegisterHostRequest(host=self._host(used)))
             self._registered, self._reported_at_ns = True, now_ns
             return Report(counts={"registered": 1})
         try:
             await client.heartbeat(
                 pb.HeartbeatRequest(
                     host_id=context.host.host_id,
-                    allocated=_resources(taken),
-                    vms_known=taken.vms,
+                    allocated=_resources(used),
+                    vms_known=committed.vms,
                 )
             )
         except NotFound:
             self._registered = False
             raise
         self._reported_at_ns = now_ns
-        return Report(counts={"vms": taken.vms})
+        return Report(counts={"vms": committed.vms})
 
-    def _host(self, taken: Resources) -> pb.Host:
+    def _host(self, used: Resources) -> pb.Host:
         context = self._context
         settings = context.settings
         return pb.Host(
@@ -69,7 +70,7 @@ class HostReporter:
             driver=context.probe.kind.value,
             acceleration=context.probe.accel.value,
             capacity=_resources(context.limits.capacity),
-            allocated=_resources(taken),
+            allocated=_resources(used),
             version=version("ironworks"),
         )
 

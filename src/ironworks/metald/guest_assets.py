@@ -3,7 +3,6 @@
 import asyncio
 from dataclasses import replace
 
-from ironworks.metald import store
 from ironworks.metald.app.context import Context, log
 from ironworks.metald.guest.build import find
 from ironworks.model.errors import FailedPrecondition
@@ -57,10 +56,8 @@ class GuestAssets:
             context.host,
             default_kernel_asset_id=kernel_id,
             default_initrd_asset_id=initrd_id,
-            generation=context.host.generation + 1,
         )
-        await context.db.write(lambda connection: store.write_host(connection, host))
-        context.host = host
+        await context.write_host(host)
         self._registered, self._looked_at_ns = identity, now_ns
         log.info("guest_registered", kernel=kernel_id, initrd=initrd_id)
         return Report(counts={"registered": 2})

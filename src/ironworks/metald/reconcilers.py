@@ -2,11 +2,14 @@
 
 from collections.abc import Awaitable, Callable
 
-from ironworks.metald import decide, store
+from ironworks.metald import capacity_store, decide, store
 from ironworks.metald.app.context import Context, log
-from ironworks.metald.app.recover import converge, note_drift
-from ironworks.metald.types import Vm, VmState
-from ironworks.model.errors import IronError
+from ironworks.metald.app.drift import look, mend
+from ironworks.metald.app.host import MAX_DRAIN_SECONDS, drain_pass
+from ironworks.metald.app.recover import converge
+from ironworks.metald.app.restart import start_due
+from ironworks.metald.types import Lease, Vm, VmState
+from ironworks.model.errors import FailedPrecondition, IronError, NotFound
 from ironworks.model.units import NS_PER_SECOND
 from ironworks.runtime.reconcile import Reconciler, Report
 
@@ -14,6 +17,9 @@ VMS_PERIOD_SECONDS = 5.0
 LEASES_PERIOD_SECONDS = 20.0
 """A third of the leases' TTL: two renewals may fail before one is lost."""
 LEFTOVERS_PERIOD_SECONDS = 15.0
+RESTARTS_PERIOD_SECONDS = 0.25
+"""A wait of a restart policy is as exact as this."""
+DRAIN_PERIOD_SECONDS = 1.0
 TOMBSTONES_PERIOD_SECONDS = 600.0
 TOMBSTONES_A_PASS = 1000
 DRIFT_CHECKS_A_PASS = 50
@@ -36,6 +42,8 @@ class VmReconciler:
         for vm in vms:
             if vm.state in decide.HAS_VMM and vm.vm_id in context.handles and not _stuck(vm):
                 continue
+            if vm.restart_at_ns:
+                continue
             if await _tried(vm.vm_id, lambda vm=vm: converge(context, vm.vm_id)):
                 changed += 1
         drifted = await self._note_drift([vm for vm in vms if vm.vm_id in context.handles])
@@ -45,15 +53,15 @@ class VmReconciler:
         """Look at some of the VMs, the next ones the next time."""
         context = self._context
         ordered = sorted(vms, key=lambda vm: (vm.vm_id <= self._checked_to, vm.vm_id))
+        unleased = await context.db.read(store.unleased)
         drifted = 0
         for seen in ordered[:DRIFT_CHECKS_A_PASS]:
             self._checked_to = seen.vm_id
             if seen.slot is None or context.operations.busy(seen.vm_id):
                 continue
-            drift = (*await context.network.drift(seen.slot), *context.groups.missing(seen.vm_id))
-            drifted += bool(drift)
-            if drift != seen.drift and not context.operations.busy(seen.vm_id):
-                await _tried(seen.vm_id, lambda: note_drift(context, seen, drift))  # noqa: B023
+            found = await look(context, seen, lost_lease=seen.vm_id in unleased)
+            drifted += bool(found.sentences)
+            await _tried(seen.vm_id, lambda: mend(context, seen, found))  # noqa: B023
         return drifted
 
 
@@ -80,23 +88,59 @@ class LeaseReconciler:
     async def activate(self) -> Report:
         """One renewal of all leases."""
         context = self._context
-        held = await context.db.read(store.held_leases)
-        if not held:
-            return Report(counts={"held": 0})
-        lost_ids = await context.lessor.renew([lease.lease_id for _, lease in held])
-        lost = [(vm, lease) for vm, lease in held if lease.lease_id in lost_ids]
-        for vm, lease in lost:
-            if context.operations.busy(vm.vm_id):
+        leases = await context.db.read(store.leases)
+        held = [lease.lease_id for _, lease in leases if lease.lease_id]
+        lost_ids = await context.lessor.renew(held) if held else frozenset[str]()
+        counts = {"held": len(held), "lost": len(lost_ids), "taken_anew": 0}
+        for vm, lease in leases:
+            lost = lease.lease_id in lost_ids or not lease.lease_id
+            if not lost or vm.state not in decide.HAS_VMM or context.operations.busy(vm.vm_id):
                 continue
-            again = await context.lessor.acquire(vm.tenant_id, vm.vm_id, lease.asset_ids)
-            renewed = store.with_lease_id(lease, again.lease_id)
-            await context.db.write(
-                lambda connection, vm=vm, renewed=renewed: store.write_lease(
-                    connection, vm.vm_id, renewed
-                )
+            counts["taken_anew"] += await _tried(
+                vm.vm_id, lambda vm=vm, lease=lease: self._take_anew(vm, lease)
             )
-            log.warning("lease_lost", vm_id=vm.vm_id, old=lease.lease_id, new=again.lease_id)
-        return Report(counts={"held": len(held), "lost": len(lost)})
+        return Report(counts=counts)
+
+    async def _take_anew(self, vm: Vm, lease: Lease) -> bool:
+        """Lease a VM's assets once more; if they are gone, that is kept as drift of the VM."""
+        context = self._context
+        try:
+            again = await context.lessor.acquire(vm.tenant_id, vm.vm_id, lease.asset_ids)
+            lease_id = again.lease_id
+        except (NotFound, FailedPrecondition) as error:
+            # The VM runs on with the bytes that are in its jail.
+            log.warning("lease_gone", vm_id=vm.vm_id, old=lease.lease_id, error=str(error))
+            lease_id = ""
+        renewed = store.with_lease_id(lease, lease_id)
+        await context.db.write(lambda connection: store.change_lease(connection, vm.vm_id, renewed))
+        log.warning("lease_lost", vm_id=vm.vm_id, old=lease.lease_id, new=lease_id)
+        return bool(lease_id)
+
+
+class RestartReconciler:
+    """Gives those VMs a fresh VMM whose restart policy, or a reboot that was cut off, wants it."""
+
+    def __init__(self, context: Context) -> None:
+        """Work on the VMs of `context`."""
+        self._context = context
+
+    async def activate(self) -> Report:
+        """Begin what is due; a restart goes on beyond the activation."""
+        begun, waiting = await start_due(self._context)
+        return Report(counts={"begun": begun, "waiting": waiting})
+
+
+class DrainReconciler:
+    """Ends the VMs of a host that is being drained."""
+
+    def __init__(self, context: Context) -> None:
+        """Work on the host of `context`."""
+        self._context = context
+
+    async def activate(self) -> Report:
+        """End some of them."""
+        ended, left = await drain_pass(self._context)
+        return Report(counts={"ended": ended, "left": left})
 
 
 class LeftoverReconciler:
@@ -142,7 +186,9 @@ class LeftoverReconciler:
         context.reaping_slots.add(slot)
         try:
             # In the writer's queue: no slot is given out between the look and the removal.
-            taken = await context.db.write(store.taken_slots)
+            taken = await context.db.write(
+                lambda connection: store.taken_slots(connection) | context.network.pooled
+            )
             if slot in taken:
                 return False
             await context.network.remove(slot)
@@ -153,7 +199,7 @@ class LeftoverReconciler:
 
 
 class TombstoneReconciler:
-    """Forgets VMs that have been deleted long enough."""
+    """Forgets VMs that have been deleted long enough, and reservations that have expired."""
 
     def __init__(self, context: Context) -> None:
         """Work on the store of `context`."""
@@ -169,12 +215,22 @@ class TombstoneReconciler:
                 connection, before_ns, now_ns, TOMBSTONES_A_PASS
             )
         )
-        return Report(counts={"forgotten": forgotten})
+        expired = await context.db.write(
+            lambda connection: capacity_store.drop_expired(connection, now_ns)
+        )
+        return Report(counts={"forgotten": forgotten, "expired": expired})
 
 
 def lifecycle_reconcilers(context: Context) -> tuple[Reconciler, ...]:
     """The loops that need nothing but the machine, the store and assetmanagerd."""
     return (
+        Reconciler("restarts", RESTARTS_PERIOD_SECONDS, RestartReconciler(context).activate),
+        Reconciler(
+            "drain",
+            DRAIN_PERIOD_SECONDS,
+            DrainReconciler(context).activate,
+            timeout_seconds=MAX_DRAIN_SECONDS,
+        ),
         Reconciler("vms", VMS_PERIOD_SECONDS, VmReconciler(context).activate),
         Reconciler("leases", LEASES_PERIOD_SECONDS, LeaseReconciler(context).activate),
         Reconciler("leftovers", LEFTOVERS_PERIOD_SECONDS, LeftoverReconciler(context).activate),

@@ -27,6 +27,7 @@ from ironworks.metald.guest_assets import PERIOD_SECONDS as GUEST_PERIOD_SECONDS
 from ironworks.metald.guest_assets import GuestAssets
 from ironworks.metald.jail_directories import JailDirectories
 from ironworks.metald.network.slots import HostNetwork
+from ironworks.metald.network_reconcilers import network_reconcilers
 from ironworks.metald.reconcilers import lifecycle_reconcilers
 from ironworks.metald.sampling.sampler import HostSampler
 from ironworks.metald.sampling.stream import MetricsStream, Origin
@@ -79,6 +80,7 @@ async def compose(chassis: Chassis[MetaldSettings]) -> AsyncGenerator[Parts]:
             ready=lambda: _ready(context),
         )
         sampler.close()
+        await context.network.drain()
         for handle in list(context.handles.values()):
             with contextlib.suppress(OSError):
                 await handle.close()
@@ -130,14 +132,13 @@ async def _context(
     # What a probe finds out holds for the host, whatever the data directory.
     drivers = make_drivers(clock, steps, guest_dir=settings.guest_dir, state_dir=settings.guest_dir)
     probes = await probe_all(drivers)
-    cpus, memory_total_bytes = host_size()
     return Context(
         db=database,
         clock=clock,
         entropy=chassis.entropy,
         tasks=chassis.tasks,
         settings=settings,
-        limits=settings.limits(cpus=cpus, memory_total_bytes=memory_total_bytes),
+        limits=settings.limits(await asyncio.to_thread(host_size, settings.data_dir)),
         steps=steps,
         drivers=drivers,
         probes=probes,
@@ -162,6 +163,7 @@ def _reconcilers(chassis: Chassis[MetaldSettings], context: Context) -> list[Rec
         Reconciler("host-directory", DIRECTORY_PERIOD_SECONDS, reporter.activate),
         Reconciler("guest-assets", GUEST_PERIOD_SECONDS, GuestAssets(context).activate),
         *lifecycle_reconcilers(context),
+        *network_reconcilers(context),
     ]
 
 

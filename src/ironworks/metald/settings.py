@@ -1,17 +1,20 @@
 """Settings of metald; each has a default that works on one machine."""
 
 import os
+import shutil
 import socket
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import Field
 
 from ironworks.metald.drivers.driver import DriverKind
 from ironworks.metald.types import MAX_VCPUS, Limits, Resources
-from ironworks.model.units import KIB, MIB
+from ironworks.model.units import GIB, KIB, MIB
 from ironworks.runtime.settings import Settings
 
 _HOST_RESERVE_BYTES = 1024 * MIB
+_HOST_DISK_RESERVE_BYTES = 2 * GIB
 _MIN_UID = 65_536
 
 
@@ -32,8 +35,14 @@ class MetaldSettings(Settings):
     memory_overcommit: float = Field(
         default=1.0, ge=0.1, le=10, description="VM memory per byte of the host's, less its share."
     )
+    disk_overcommit: float = Field(
+        default=1.0, ge=0.1, le=100, description="VM disk per byte of the data directory's disk."
+    )
     host_memory_reserve_bytes: int = Field(
         default=_HOST_RESERVE_BYTES, ge=0, description="Memory that VMs never get."
+    )
+    host_disk_reserve_bytes: int = Field(
+        default=_HOST_DISK_RESERVE_BYTES, ge=0, description="Disk that VMs never get."
     )
     max_vms: int = Field(default=1000, ge=1, le=100_000, description="VMs at once.")
     vm_uid_first: int = Field(
@@ -49,6 +58,12 @@ class MetaldSettings(Settings):
     boot_timeout_seconds: float = Field(default=60.0, ge=1, le=600)
     boot_timeout_emulated_seconds: float = Field(default=120.0, ge=1, le=600)
     shutdown_timeout_seconds: float = Field(default=30.0, ge=0.1, le=600)
+    network_pool_size: int = Field(
+        default=8, ge=0, le=1000, description="Network slots kept ready for VMs to come."
+    )
+    reservation_seconds: float = Field(
+        default=60.0, ge=1, le=3600, description="How long reserved capacity is kept for a VM."
+    )
     tombstone_seconds: float = Field(
         default=86_400.0, ge=60, description="How long a deleted VM is remembered."
     )
@@ -75,20 +90,47 @@ class MetaldSettings(Settings):
         name = "".join(char if char.isalnum() else "-" for char in raw.lower())[:63].strip("-")
         return name.encode("ascii", "ignore").decode() or "host"
 
-    def limits(self, *, cpus: int, memory_total_bytes: int) -> Limits:
-        """What VMs may have of a host with so many CPUs and so much memory."""
-        memory = max(0, memory_total_bytes - self.host_memory_reserve_bytes)
+    @property
+    def vmm_disk_bytes(self) -> int:
+        """What a VM needs of the disk beside its own: its console, live and kept."""
+        return 2 * self.console_max_bytes
+
+    def limits(self, size: "HostSize") -> Limits:
+        """What VMs may have of a host of this size."""
+        memory_bytes = max(0, size.memory_bytes - self.host_memory_reserve_bytes)
+        disk_bytes = max(0, size.disk_bytes - self.host_disk_reserve_bytes)
         return Limits(
             capacity=Resources(
-                vcpus=int(cpus * self.cpu_overcommit),
-                memory_bytes=int(memory * self.memory_overcommit),
+                vcpus=int(size.cpus * self.cpu_overcommit),
+                memory_bytes=int(memory_bytes * self.memory_overcommit),
+                disk_bytes=int(disk_bytes * self.disk_overcommit),
                 vms=self.max_vms,
             ),
-            largest=Resources(vcpus=min(cpus, MAX_VCPUS), memory_bytes=memory, vms=1),
+            largest=Resources(
+                vcpus=min(size.cpus, MAX_VCPUS),
+                memory_bytes=memory_bytes,
+                disk_bytes=disk_bytes,
+                vms=1,
+            ),
         )
 
 
-def host_size() -> tuple[int, int]:
-    """CPUs that this process may use, and bytes of memory of the machine."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostSize:
+    """What a machine has."""
+
+    cpus: int
+    """That this process may use."""
+    memory_bytes: int
+    disk_bytes: int
+    """Of the file system of the data directory."""
+
+
+def host_size(data_dir: Path) -> HostSize:
+    """Size of this machine."""
     pages, page_bytes = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    return len(os.sched_getaffinity(0)), pages * page_bytes
+    return HostSize(
+        cpus=len(os.sched_getaffinity(0)),
+        memory_bytes=pages * page_bytes,
+        disk_bytes=shutil.disk_usage(data_dir).total,
+    )

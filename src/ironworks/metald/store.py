@@ -15,14 +15,18 @@ from ironworks.metald.drivers.driver import Evidence, ExitReport
 from ironworks.metald.tables import HISTORY, HOST, IDEMPOTENCY, LABELS, LEASES, TIMINGS, VMS
 from ironworks.metald.types import (
     MAX_HISTORY,
+    Drain,
     Host,
     HostState,
+    ImageDefaults,
     Lease,
+    NetworkSpec,
     Resources,
     StepTiming,
     Transition,
     Vm,
     VmFilter,
+    VmmSize,
     VmSpec,
     VmState,
 )
@@ -34,6 +38,10 @@ _SPEC = TypeAdapter(VmSpec)
 _EVIDENCE = TypeAdapter(Evidence)
 _EXIT = TypeAdapter(ExitReport)
 _TEXTS = TypeAdapter(tuple[str, ...])
+_TIMES = TypeAdapter(tuple[int, ...])
+_VMM = TypeAdapter(VmmSize)
+_DRAIN = TypeAdapter(Drain)
+_IMAGE = TypeAdapter(ImageDefaults)
 _TABLE_ROW = Row[tuple[object, ...]]
 
 
@@ -58,6 +66,7 @@ def read_host(connection: Connection) -> Host | None:
         generation=row.generation,
         default_kernel_asset_id=row.default_kernel_asset_id,
         default_initrd_asset_id=row.default_initrd_asset_id,
+        drain=None if row.drain is None else _DRAIN.validate_json(row.drain),
     )
 
 
@@ -73,6 +82,7 @@ def write_host(connection: Connection, host: Host) -> None:
             generation=host.generation,
             default_kernel_asset_id=host.default_kernel_asset_id,
             default_initrd_asset_id=host.default_initrd_asset_id,
+            drain=None if host.drain is None else _DRAIN.dump_json(host.drain).decode(),
         )
     )
 
@@ -95,7 +105,16 @@ def _vm(row: _TABLE_ROW) -> Vm:
         ready=row.ready,
         driver=row.driver,
         accel=row.accel,
-        committed_memory_bytes=row.committed_memory_bytes,
+        committed=Resources(
+            vcpus=row.vcpus,
+            memory_bytes=row.committed_memory_bytes,
+            disk_bytes=row.committed_disk_bytes,
+            vms=1,
+        ),
+        vmm=None if row.vmm is None else _VMM.validate_json(row.vmm),
+        restarts=row.restarts,
+        recent_restarts=_TIMES.validate_json(row.recent_restarts),
+        restart_at_ns=row.restart_at_ns,
         evidence=None if row.evidence is None else _EVIDENCE.validate_json(row.evidence),
         exit=None if row.exit is None else _EXIT.validate_json(row.exit),
         exit_at_ns=row.exit_at_ns,
@@ -118,6 +137,14 @@ def _changing(vm: Vm) -> dict[str, object]:
         "exit": None if vm.exit is None else _EXIT.dump_json(vm.exit).decode(),
         "exit_at_ns": vm.exit_at_ns,
         "drift": _TEXTS.dump_json(vm.drift).decode(),
+        "spec": spec_bytes(vm.spec).decode(),
+        "vcpus": vm.committed.vcpus,
+        "committed_memory_bytes": vm.committed.memory_bytes,
+        "committed_disk_bytes": vm.committed.disk_bytes,
+        "vmm": None if vm.vmm is None else _VMM.dump_json(vm.vmm).decode(),
+        "restarts": vm.restarts,
+        "recent_restarts": _TIMES.dump_json(vm.recent_restarts).decode(),
+        "restart_at_ns": vm.restart_at_ns,
     }
 
 
@@ -129,9 +156,6 @@ def insert_vm(connection: Connection, vm: Vm, reason: str) -> None:
             tenant_id=vm.tenant_id,
             name=vm.spec.name,
             deployment_id=vm.spec.deployment_id,
-            spec=spec_bytes(vm.spec).decode(),
-            vcpus=vm.spec.vcpus,
-            committed_memory_bytes=vm.committed_memory_bytes,
             created_at_ns=vm.created_at_ns,
             **_changing(vm),
         )
@@ -264,23 +288,50 @@ def ended_but_not_clean(connection: Connection) -> Sequence[Vm]:
     return [_vm(row) for row in connection.execute(statement)]
 
 
-def committed(connection: Connection) -> Resources:
-    """What all VMs together take of the host."""
-    counted = [state.value for state in COUNTED]
-    row = connection.execute(
-        select(
-            func.coalesce(func.sum(VMS.c.vcpus), 0),
-            func.coalesce(func.sum(VMS.c.committed_memory_bytes), 0),
-            func.count(),
-        ).where(VMS.c.state.in_(counted))
-    ).one()
-    return Resources(vcpus=int(row[0]), memory_bytes=int(row[1]), vms=int(row[2]))
+def committed(connection: Connection, tenant_id: str | None = None) -> Resources:
+    """What all VMs, or those of a tenant, together take of the host."""
+    statement = select(
+        func.coalesce(func.sum(VMS.c.vcpus), 0),
+        func.coalesce(func.sum(VMS.c.committed_memory_bytes), 0),
+        func.coalesce(func.sum(VMS.c.committed_disk_bytes), 0),
+        func.count(),
+    ).where(VMS.c.state.in_([state.value for state in COUNTED]))
+    if tenant_id is not None:
+        statement = statement.where(VMS.c.tenant_id == tenant_id)
+    row = connection.execute(statement).one()
+    return Resources(
+        vcpus=int(row[0]), memory_bytes=int(row[1]), disk_bytes=int(row[2]), vms=int(row[3])
+    )
+
+
+def restarts_due(connection: Connection, now_ns: int, limit: int) -> Sequence[Vm]:
+    """RUNNING VMs that are to get a fresh VMM by now, the longest waiting first."""
+    statement = (
+        select(VMS)
+        .where(VMS.c.restart_at_ns > 0, VMS.c.restart_at_ns <= now_ns)
+        .where(VMS.c.state == VmState.RUNNING.value)
+        .order_by(VMS.c.restart_at_ns)
+        .limit(limit)
+    )
+    return [_vm(row) for row in connection.execute(statement)]
 
 
 def taken_slots(connection: Connection) -> frozenset[int]:
     """Network slots that VMs hold."""
     rows = connection.execute(select(VMS.c.slot).where(VMS.c.slot.is_not(None)))
     return frozenset(int(row.slot) for row in rows)
+
+
+def networks(connection: Connection, *, except_vm_id: str = "") -> Sequence[NetworkSpec]:
+    """The networks of all VMs that have published ports and a slot, but for one VM."""
+    rows = connection.execute(
+        select(VMS.c.spec).where(
+            VMS.c.slot.is_not(None),
+            VMS.c.id != except_vm_id,
+            VMS.c.spec.like('%"host_port":%'),
+        )
+    )
+    return [_SPEC.validate_json(row.spec).network for row in rows]
 
 
 def history(connection: Connection, vm_id: str) -> Sequence[Transition]:
@@ -328,8 +379,8 @@ def forget_deleted(connection: Connection, before_ns: int, now_ns: int, limit: i
 
 def write_timings(connection: Connection, vm_id: str, timings: Sequence[StepTiming]) -> None:
     """Keep how long steps took; the last time counts."""
-    names = [timing.step for timing in timings]
-    connection.execute(delete(TIMINGS).where(TIMINGS.c.vm_id == vm_id, TIMINGS.c.step.in_(names)))
+    last = {timing.step: timing for timing in timings}
+    connection.execute(delete(TIMINGS).where(TIMINGS.c.vm_id == vm_id, TIMINGS.c.step.in_(last)))
     if timings:
         rows = [
             {
@@ -338,7 +389,7 @@ def write_timings(connection: Connection, vm_id: str, timings: Sequence[StepTimi
                 "started_at_ns": timing.started_at_ns,
                 "duration_ns": timing.duration_ns,
             }
-            for timing in timings
+            for timing in last.values()
         ]
         connection.execute(insert(TIMINGS), rows)
 
@@ -367,8 +418,22 @@ def write_lease(connection: Connection, vm_id: str, lease: Lease) -> None:
             rootfs_asset_id=lease.rootfs_asset_id,
             kernel_asset_id=lease.kernel_asset_id,
             initrd_asset_id=lease.initrd_asset_id,
+            rootfs_format=lease.rootfs_format,
+            image=_IMAGE.dump_json(lease.image).decode(),
         )
     )
+
+
+def change_lease(connection: Connection, vm_id: str, lease: Lease) -> None:
+    """Keep another lease, unless that of the VM has been given back meanwhile."""
+    changed = update(LEASES).where(LEASES.c.vm_id == vm_id).values(lease_id=lease.lease_id)
+    connection.execute(changed)
+
+
+def unleased(connection: Connection) -> frozenset[str]:
+    """VMs whose lease was lost and could not be taken anew."""
+    rows = connection.execute(select(LEASES.c.vm_id).where(LEASES.c.lease_id == ""))
+    return frozenset(str(row.vm_id) for row in rows)
 
 
 def with_lease_id(lease: Lease, lease_id: str) -> Lease:
@@ -387,6 +452,8 @@ def _lease(row: _TABLE_ROW) -> Lease:
         rootfs_asset_id=row.rootfs_asset_id,
         kernel_asset_id=row.kernel_asset_id,
         initrd_asset_id=row.initrd_asset_id,
+        rootfs_format=row.rootfs_format,
+        image=_IMAGE.validate_json(row.image),
     )
 
 
@@ -396,9 +463,9 @@ def find_lease(connection: Connection, vm_id: str) -> Lease | None:
     return None if row is None else _lease(row)
 
 
-def held_leases(connection: Connection) -> Sequence[tuple[Vm, Lease]]:
-    """Every lease that is held, with its VM."""
-    rows = connection.execute(select(LEASES).where(LEASES.c.lease_id != "")).all()
-    vms = connection.execute(select(VMS).where(VMS.c.id.in_([row.vm_id for row in rows])))
+def leases(connection: Connection) -> Sequence[tuple[Vm, Lease]]:
+    """The lease of every VM that has one, or should, with its VM."""
+    rows = connection.execute(select(LEASES)).all()
+    vms = connection.execute(select(VMS).where(VMS.c.id.in_(select(LEASES.c.vm_id))))
     by_id = {row.id: _vm(row) for row in vms}
     return [(by_id[row.vm_id], _lease(row)) for row in rows]

@@ -11,6 +11,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    text,
 )
 
 from ironworks.storage.idempotency import idempotency_table
@@ -28,6 +29,7 @@ HOST = Table(
     Column("generation", BigInteger, nullable=False),
     Column("default_kernel_asset_id", String(40), nullable=False),
     Column("default_initrd_asset_id", String(40), nullable=False),
+    Column("drain", Text, nullable=True),
 )
 """One row: this machine."""
 
@@ -55,9 +57,15 @@ VMS = Table(
     Column("exit", Text, nullable=True),
     Column("exit_at_ns", BigInteger, nullable=False),
     Column("drift", Text, nullable=False),
+    Column("committed_disk_bytes", BigInteger, nullable=False, server_default=text("0")),
+    Column("vmm", Text, nullable=True),
+    Column("restarts", Integer, nullable=False, server_default=text("0")),
+    Column("recent_restarts", Text, nullable=False, server_default=text("'[]'")),
+    Column("restart_at_ns", BigInteger, nullable=False, server_default=text("0")),
     Index("ix_vms_page", "created_at_ns", "id"),
     Index("ix_vms_state", "state"),
     Index("ix_vms_tenant_id", "tenant_id"),
+    Index("ix_vms_restart_at_ns", "restart_at_ns"),
 )
 
 LABELS = Table(
@@ -97,6 +105,32 @@ LEASES = Table(
     Column("rootfs_asset_id", String(40), nullable=False),
     Column("kernel_asset_id", String(40), nullable=False),
     Column("initrd_asset_id", String(40), nullable=False),
+    Column("rootfs_format", String(16), nullable=False, server_default=text("''")),
+    Column("image", Text, nullable=False, server_default=text("'{}'")),
+)
+
+RESERVATIONS = Table(
+    "reservations",
+    METADATA,
+    Column("id", String(64), primary_key=True),
+    Column("tenant_id", String(40), nullable=False),
+    Column("resources", Text, nullable=False),
+    Column("vcpus", Integer, nullable=False),
+    Column("memory_bytes", BigInteger, nullable=False),
+    Column("disk_bytes", BigInteger, nullable=False),
+    Column("vms", Integer, nullable=False),
+    Column("created_at_ns", BigInteger, nullable=False),
+    Column("expires_at_ns", BigInteger, nullable=False),
+    Index("ix_reservations_page", "created_at_ns", "id"),
+    Index("ix_reservations_tenant_id", "tenant_id"),
+)
+"""`resources` is what was asked for, the columns are what it counts for."""
+
+QUOTAS = Table(
+    "tenant_quotas",
+    METADATA,
+    Column("tenant_id", String(40), primary_key=True),
+    Column("resources", Text, nullable=False),
 )
 
 IDEMPOTENCY = idempotency_table(METADATA)

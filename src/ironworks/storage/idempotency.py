@@ -8,8 +8,22 @@ answer is read again, so that a repeat sees the present.
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 
-from sqlalchemy import BigInteger, Column, Connection, MetaData, String, Table, delete, select
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Insert,
+    MetaData,
+    Select,
+    String,
+    Table,
+    bindparam,
+    delete,
+    insert,
+    select,
+)
 
 from ironworks.model.errors import AlreadyExists, InvalidRequest
 from ironworks.model.units import NS_PER_DAY
@@ -59,26 +73,48 @@ def claim(
     """
     if not key:
         return resource_id
+    earlier = find(connection, table, scope=scope, key=key, request=request)
+    if earlier is not None:
+        return earlier
+    connection.execute(
+        _statements(table)[1],
+        {
+            "scope": scope,
+            "key": key,
+            "request_sha256": hashlib.sha256(request).hexdigest(),
+            "resource_id": resource_id,
+            "at_ns": now_ns,
+        },
+    )
+    return resource_id
+
+
+@cache
+def _statements(table: Table) -> tuple[Select[tuple[str, str]], Insert]:
+    """Those that every mutation runs: to build one takes longer than to run it."""
+    found = select(table.c.request_sha256, table.c.resource_id).where(
+        table.c.scope == bindparam("in_scope"), table.c.key == bindparam("with_key")
+    )
+    return found, insert(table)
+
+
+def find(
+    connection: Connection, table: Table, *, scope: str, key: str, request: bytes
+) -> str | None:
+    """The id of the resource that an earlier request with this key was about; None: there is none.
+
+    Raises:
+        AlreadyExists: the key was used for another request.
+        InvalidRequest: the key is too long.
+    """
     if len(key) > MAX_KEY_CHARS:
         raise InvalidRequest(f"idempotency_key may have at most {MAX_KEY_CHARS} characters.")
-    sha256 = hashlib.sha256(request).hexdigest()
     row = connection.execute(
-        select(table.c.request_sha256, table.c.resource_id).where(
-            table.c.scope == scope, table.c.key == key
-        )
+        _statements(table)[0], {"in_scope": scope, "with_key": key}
     ).one_or_none()
     if row is None:
-        connection.execute(
-            table.insert().values(
-                scope=scope,
-                key=key,
-                request_sha256=sha256,
-                resource_id=resource_id,
-                at_ns=now_ns,
-            )
-        )
-        return resource_id
-    if row.request_sha256 != sha256:
+        return None
+    if row.request_sha256 != hashlib.sha256(request).hexdigest():
         raise AlreadyExists(
             "This idempotency_key was used for another request.",
             hint="Use a new key for a new request.",

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ironworks.metald import decide
+from ironworks.metald import admission, decide
 from ironworks.metald.drivers.driver import ExitKind, ExitReport
-from ironworks.metald.types import HostState, Limits, Resources, Vm, VmState
+from ironworks.metald.types import Host, HostState, Limits, Resources, Vm, VmState
 from ironworks.model.errors import FailedPrecondition, IronError
 from ironworks.testkit.metald import TENANT, vm_spec
 
@@ -136,10 +136,12 @@ def test_what_an_end_decides_is_allowed(state: VmState, kind: ExitKind, status: 
     decide.check_transition(now, after)
 
 
+HOST = Host(host_id="hst_x", tag="", state=HostState.ACTIVE, reason="", generation=1)
 AMOUNTS = st.builds(
     Resources,
     vcpus=st.integers(1, 8),
     memory_bytes=st.integers(1, 100),
+    disk_bytes=st.integers(0, 100),
     vms=st.just(1),
 )
 
@@ -152,6 +154,7 @@ AMOUNTS = st.builds(
             Resources,
             vcpus=st.integers(0, 40),
             memory_bytes=st.integers(0, 400),
+            disk_bytes=st.integers(0, 400),
             vms=st.integers(0, 20),
         ),
         largest=AMOUNTS,
@@ -162,25 +165,25 @@ def test_admission_never_exceeds_and_never_refuses_what_fits(
 ) -> None:
     running: list[Vm] = []
     for want, leaves in requests:
-        taken = decide.committed(running)
-        denial = decide.admit(
-            want, taken=taken, limits=limits, host_state=HostState.ACTIVE, host_reason=""
-        )
+        taken = admission.committed(running)
+        denial = admission.admit(want, taken=taken, limits=limits, host=HOST)
         fits = (
             want.vcpus <= min(limits.largest.vcpus, limits.capacity.vcpus - taken.vcpus)
             and want.memory_bytes
             <= min(limits.largest.memory_bytes, limits.capacity.memory_bytes - taken.memory_bytes)
+            and want.disk_bytes
+            <= min(limits.largest.disk_bytes, limits.capacity.disk_bytes - taken.disk_bytes)
             and taken.vms < limits.capacity.vms
         )
         assert (denial is None) == fits
         if denial is not None:
             assert isinstance(denial, IronError)
             continue
-        spec = vm_spec(vcpus=want.vcpus)
-        running.append(replace(vm(S.RUNNING), spec=spec, committed_memory_bytes=want.memory_bytes))
-        total = decide.committed(running)
+        running.append(replace(vm(S.RUNNING), committed=want))
+        total = admission.committed(running)
         assert total.vcpus <= limits.capacity.vcpus
         assert total.memory_bytes <= limits.capacity.memory_bytes
+        assert total.disk_bytes <= limits.capacity.disk_bytes
         assert total.vms <= limits.capacity.vms
         if leaves:
             running[0] = replace(running[0], state=S.STOPPED)
@@ -188,6 +191,6 @@ def test_admission_never_exceeds_and_never_refuses_what_fits(
 
 @given(st.frozensets(st.integers(0, 15), max_size=15), st.integers(0, 15))
 def test_a_free_slot_is_free(taken: frozenset[int], first: int) -> None:
-    slot = decide.free_slot(taken, first=first, count=16)
+    slot = admission.free_slot(taken, first=first, count=16)
     assert slot not in taken
     assert 0 <= slot < 16

@@ -1,14 +1,24 @@
+import signal
 from dataclasses import replace
 
 import pytest
 
 from ironworks.metald import decide
-from ironworks.metald.decide import ImageDefaults
+from ironworks.metald.decide import Health
 from ironworks.metald.drivers.driver import ExitKind, ExitReport
-from ironworks.metald.types import HostState, Readiness, Resources, Vm, VmState, Workload
-from ironworks.model.errors import FailedPrecondition, InvalidRequest, ResourceExhausted
-from ironworks.model.units import GIB, MIB
-from ironworks.testkit.metald import LIMITS, TENANT, vm_spec
+from ironworks.metald.types import (
+    HostState,
+    ImageDefaults,
+    Readiness,
+    RestartMode,
+    RestartPolicy,
+    Vm,
+    VmState,
+    Workload,
+)
+from ironworks.model.errors import FailedPrecondition, InvalidRequest
+from ironworks.model.units import NS_PER_HOUR, NS_PER_SECOND
+from ironworks.testkit.metald import TENANT, vm_spec
 
 S = VmState
 
@@ -140,61 +150,6 @@ def test_the_cgroup_explains_a_crash_and_does_not_touch_what_is_known() -> None:
     assert decide.explain_end(done, oom_kills=3) is done
 
 
-def admit(
-    want: Resources, taken: Resources | None = None, state: HostState = HostState.ACTIVE
-) -> Exception | None:
-    return decide.admit(
-        want, taken=taken or Resources(), limits=LIMITS, host_state=state, host_reason="disk swap"
-    )
-
-
-def test_what_fits_exactly_is_admitted() -> None:
-    capacity = LIMITS.capacity
-    taken = Resources(
-        vcpus=capacity.vcpus - 1, memory_bytes=capacity.memory_bytes - GIB, vms=capacity.vms - 1
-    )
-    assert admit(Resources(vcpus=1, memory_bytes=GIB, vms=1), taken) is None
-
-
-@pytest.mark.parametrize(
-    ("taken", "names"),
-    [
-        (Resources(vcpus=16), "vCPUs"),
-        (Resources(memory_bytes=8 * GIB), "memory"),
-        (Resources(vms=100), "VMs"),
-    ],
-)
-def test_a_full_host_says_what_is_short(taken: Resources, names: str) -> None:
-    denial = admit(Resources(vcpus=1, memory_bytes=GIB, vms=1), taken)
-    assert isinstance(denial, ResourceExhausted)
-    assert names in denial.message
-
-
-def test_a_vm_larger_than_the_machine_is_wrong_and_not_just_too_early() -> None:
-    assert isinstance(admit(Resources(vcpus=5, memory_bytes=GIB, vms=1)), InvalidRequest)
-    assert isinstance(admit(Resources(vcpus=1, memory_bytes=5 * GIB, vms=1)), InvalidRequest)
-
-
-def test_a_cordoned_host_takes_none_and_says_why() -> None:
-    denial = admit(Resources(vcpus=1, memory_bytes=GIB, vms=1), state=HostState.CORDONED)
-    assert isinstance(denial, FailedPrecondition)
-    assert "disk swap" in denial.message
-
-
-def test_vms_without_a_process_take_nothing() -> None:
-    running = replace(vm(S.RUNNING), committed_memory_bytes=80 * MIB)
-    stopped = replace(vm(S.STOPPED), committed_memory_bytes=80 * MIB)
-    taken = decide.committed([running, stopped])
-    assert taken == Resources(vcpus=1, memory_bytes=80 * MIB, vms=1)
-
-
-def test_slots_are_searched_from_the_platforms_own_start_and_around() -> None:
-    assert decide.free_slot(frozenset(), first=6, count=8) == 6
-    assert decide.free_slot(frozenset({6, 7}), first=6, count=8) == 0
-    with pytest.raises(ResourceExhausted):
-        decide.free_slot(frozenset(range(8)), first=6, count=8)
-
-
 def test_the_spec_wins_over_the_image_and_its_environment_is_added() -> None:
     image = ImageDefaults(
         entrypoint=("/entry",),
@@ -240,47 +195,103 @@ def test_an_image_with_a_relative_directory_is_refused() -> None:
         decide.guest_config(vm_spec(), ImageDefaults(working_directory="srv"))
 
 
+def test_a_forbidden_system_call_is_named() -> None:
+    killed = ExitReport(kind=ExitKind.CRASHED, sentence="", vmm_status=-signal.SIGSYS)
+    explained = decide.explain_end(killed, oom_kills=0)
+    assert explained.kind is ExitKind.SECCOMP
+    assert "system call" in explained.sentence
+
+
+CRASH = ExitReport(kind=ExitKind.CRASHED, sentence="It crashed.")
+DONE = ExitReport(kind=ExitKind.WORKLOAD, sentence="Status 0.", workload_status=0)
+NOT_READY = ExitReport(kind=ExitKind.KILLED, sentence="The guest was not ready in time.")
+
+
+def restartable(mode: RestartMode, state: VmState = S.RUNNING, **policy: object) -> Vm:
+    spec = vm_spec(restart=RestartPolicy(mode=mode, **policy))  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    return replace(vm(state), spec=spec)
+
+
 @pytest.mark.parametrize(
-    ("changes", "names"),
+    ("mode", "report", "again"),
     [
-        ({"name": "Web"}, "name"),
-        ({"name": "a" * 64}, "name"),
-        ({"vcpus": 0}, "vcpus"),
-        ({"vcpus": 33}, "vcpus"),
-        ({"memory_bytes": 63 * MIB}, "memory_bytes"),
-        ({"memory_bytes": 65 * GIB}, "memory_bytes"),
-        ({"memory_bytes": 64 * MIB + 1}, "multiple"),
-        ({"cpu_weight": 0}, "cpu_weight"),
-        ({"rootfs_asset_id": "../etc"}, "rootfs_asset_id"),
-        ({"kernel_asset_id": "x"}, "kernel_asset_id"),
-        ({"deployment_id": "x"}, "deployment_id"),
-        ({"labels": {"Bad Key": "x"}}, "labels"),
-        ({"labels": {"k": "x" * 256}}, "labels"),
-        ({"labels": {f"k{n}": "" for n in range(33)}}, "labels"),
-        ({"readiness": Readiness(tcp_port=0)}, "tcp_port"),
-        ({"readiness": Readiness(tcp_port=65_536)}, "tcp_port"),
-        ({"readiness": Readiness(tcp_port=80, period_seconds=0)}, "period_seconds"),
-        ({"readiness": Readiness(tcp_port=80, timeout_seconds=61)}, "timeout_seconds"),
-        ({"workload": Workload(argv=("",))}, "argv"),
-        ({"workload": Workload(argv=("a\0b",))}, "NUL"),
-        ({"workload": Workload(argv=("a",) * 1025)}, "arguments"),
-        ({"workload": Workload(argv=("a" * 140_000,))}, "larger"),
-        ({"workload": Workload(env=("NOVALUE",))}, "NAME=value"),
-        ({"workload": Workload(env=("=x",))}, "NAME=value"),
-        ({"workload": Workload(working_directory="srv")}, "absolute"),
-        ({"workload": Workload(stop_signal="kill -9")}, "stop_signal"),
-        ({"workload": Workload(stop_grace_seconds=0)}, "stop_grace_seconds"),
-        ({"workload": Workload(stop_grace_seconds=float("nan"))}, "stop_grace_seconds"),
+        (RestartMode.NEVER, CRASH, False),
+        (RestartMode.NEVER, DONE, False),
+        (RestartMode.ON_FAILURE, CRASH, True),
+        (RestartMode.ON_FAILURE, NOT_READY, True),
+        (RestartMode.ON_FAILURE, DONE, False),
+        (RestartMode.ALWAYS, CRASH, True),
+        (RestartMode.ALWAYS, DONE, True),
     ],
 )
-def test_a_spec_out_of_bounds_is_refused_by_name(changes: dict[str, object], names: str) -> None:
-    with pytest.raises(InvalidRequest, match=names):
-        decide.check_spec(vm_spec(**changes))
+def test_the_policy_says_what_is_booted_again(
+    mode: RestartMode, report: ExitReport, again: bool
+) -> None:
+    plan = decide.restart(restartable(mode), report, HostState.ACTIVE, now_ns=5)
+    assert (plan is not None) == again
+    if plan is not None:
+        assert (plan.vm.state, plan.vm.ready, plan.vm.restarts) == (S.RUNNING, False, 1)
+        assert plan.vm.restart_at_ns == 5 + NS_PER_SECOND
+        assert plan.line is not None
+        assert report.sentence in plan.line.reason
 
 
-def test_the_bounds_themselves_are_allowed() -> None:
-    for spec in (
-        vm_spec(vcpus=1, memory_bytes=64 * MIB),
-        vm_spec(vcpus=32, memory_bytes=64 * GIB, readiness=Readiness(tcp_port=65_535)),
-    ):
-        assert decide.check_spec(spec) is spec
+@pytest.mark.parametrize("host", [HostState.DRAINING, HostState.DRAINED])
+def test_a_host_that_drains_boots_nothing_again(host: HostState) -> None:
+    assert decide.restart(restartable(RestartMode.ALWAYS), CRASH, host, now_ns=5) is None
+
+
+def test_only_what_ran_is_booted_again() -> None:
+    for state in set(VmState) - {S.RUNNING, S.PAUSED}:
+        vm_now = restartable(RestartMode.ALWAYS, state)
+        assert decide.restart(vm_now, CRASH, HostState.ACTIVE, now_ns=5) is None
+    paused = restartable(RestartMode.ALWAYS, S.PAUSED)
+    plan = decide.restart(paused, CRASH, HostState.ACTIVE, now_ns=5)
+    assert plan is not None
+    assert plan.vm.state is S.RUNNING
+
+
+def test_the_wait_doubles_up_to_its_bound_and_starts_anew_after_an_hour() -> None:
+    now = restartable(RestartMode.ALWAYS, min_backoff_seconds=1, max_backoff_seconds=5)
+    waits: list[float] = []
+    for at_ns in range(1, 6):
+        plan = decide.restart(now, CRASH, HostState.ACTIVE, now_ns=at_ns)
+        assert plan is not None
+        now = plan.vm
+        waits.append((now.restart_at_ns - at_ns) / NS_PER_SECOND)
+    assert waits == [1, 2, 4, 5, 5]
+    later = NS_PER_HOUR + 10
+    plan = decide.restart(now, CRASH, HostState.ACTIVE, now_ns=later)
+    assert plan is not None
+    assert plan.vm.restart_at_ns == later + NS_PER_SECOND
+    assert plan.vm.restarts == 6
+
+
+def test_the_policy_gives_up_and_says_how_often_it_has_tried() -> None:
+    now = replace(restartable(RestartMode.ALWAYS, max_restarts=2), recent_restarts=(1, 2))
+    plan = decide.restart(now, CRASH, HostState.ACTIVE, now_ns=3)
+    assert plan is not None
+    assert plan.line is None
+    assert "2 times within an hour" in plan.reason
+
+
+def test_a_transition_to_an_end_forgets_the_restart() -> None:
+    waiting = replace(vm(S.RUNNING), restart_at_ns=9)
+    stopping, _ = decide.transition(waiting, S.STOPPING, "", now_ns=10)
+    assert stopping.restart_at_ns == 0
+
+
+def test_a_resumed_vm_is_ready_when_its_check_passes_again() -> None:
+    checked = replace(vm(S.PAUSED), spec=vm_spec(readiness=Readiness(port=80)))
+    assert decide.transition(checked, S.RUNNING, "", now_ns=1)[0].ready is False
+    assert decide.transition(vm(S.PAUSED), S.RUNNING, "", now_ns=1)[0].ready is True
+
+
+def test_readiness_turns_only_after_as_many_tries_in_a_row_as_asked() -> None:
+    check = Readiness(port=80, failure_threshold=3, success_threshold=2)
+    health = Health(ready=True)
+    seen: list[bool] = []
+    for passed in (False, False, True, False, False, False, True, False, True, True):
+        health = decide.observe(health, check, passed=passed)
+        seen.append(health.ready)
+    assert seen == [True, True, True, True, True, False, False, False, False, True]

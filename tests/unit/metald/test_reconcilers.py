@@ -61,12 +61,12 @@ async def test_drift_is_looked_for_in_turn(w: World) -> None:
 
 async def test_leases_are_renewed_and_lost_ones_taken_anew(w: World) -> None:
     reconciler = LeaseReconciler(w.context)
-    assert (await reconciler.activate()).counts == {"held": 0}
+    assert (await reconciler.activate()).counts == {"held": 0, "lost": 0, "taken_anew": 0}
     vm = await booted(w)
     old = w.lessor.held[vm.vm_id]
-    assert (await reconciler.activate()).counts == {"held": 1, "lost": 0}
+    assert (await reconciler.activate()).counts == {"held": 1, "lost": 0, "taken_anew": 0}
     w.lessor.lost = {old}
-    assert (await reconciler.activate()).counts == {"held": 1, "lost": 1}
+    assert (await reconciler.activate()).counts == {"held": 1, "lost": 1, "taken_anew": 1}
     lease = await w.context.db.read(lambda c: store.find_lease(c, vm.vm_id))
     assert lease is not None
     assert lease.lease_id == w.lessor.held[vm.vm_id] != old
@@ -119,9 +119,9 @@ async def test_tombstones_go_after_their_time(tmp_path: Path) -> None:
         vm = await stop.delete_vm(w.context, await booted(w), force=True)
         reconciler = TombstoneReconciler(w.context)
         await clock.advance(w.context.settings.tombstone_seconds - 1)
-        assert (await reconciler.activate()).counts == {"forgotten": 0}
+        assert (await reconciler.activate()).counts == {"forgotten": 0, "expired": 0}
         await clock.advance(2)
-        assert (await reconciler.activate()).counts == {"forgotten": 1}
+        assert (await reconciler.activate()).counts == {"forgotten": 1, "expired": 0}
         found = await w.context.db.read(lambda c: store.find_vm(c, vm.vm_id))
         assert found is None
 

@@ -12,12 +12,14 @@ from ironworks.metald.types import (
     MAX_HISTORY,
     Host,
     HostState,
+    ImageDefaults,
     Lease,
     Readiness,
     Resources,
     StepTiming,
     Vm,
     VmFilter,
+    VmmSize,
     VmState,
 )
 from ironworks.model.errors import Aborted, NotFound
@@ -56,12 +58,12 @@ def make(
         created_at_ns=1000 + number // 2,
         state_changed_at_ns=1000 + number,
         slot=number if state not in {VmState.DELETED, VmState.STOPPED} else None,
-        committed_memory_bytes=80 * MIB,
+        committed=Resources(vcpus=1, memory_bytes=80 * MIB, vms=1),
     )
 
 
 def test_a_vm_is_read_as_it_was_written(connection: Connection) -> None:
-    vm = make(1, readiness=Readiness(tcp_port=80), labels={"b": "2", "a": "1"})
+    vm = make(1, readiness=Readiness(port=80), labels={"b": "2", "a": "1"})
     vm = replace(
         vm,
         evidence=Evidence(
@@ -73,6 +75,10 @@ def test_a_vm_is_read_as_it_was_written(connection: Connection) -> None:
             jail_dir=Path("/jails/x"),
             details={"socket": "/x"},
         ),
+        vmm=VmmSize(vcpus=3, memory_bytes=9),
+        restarts=4,
+        recent_restarts=(5, 6),
+        restart_at_ns=7,
         exit=ExitReport(kind=ExitKind.PANIC, sentence="It panicked.", console_tail=("a", "b")),
         exit_at_ns=5,
         drift=("Its tap is gone.",),
@@ -181,9 +187,19 @@ def test_filters_must_all_hold(connection: Connection) -> None:
 def test_only_vms_with_a_process_are_committed(connection: Connection) -> None:
     assert store.committed(connection) == Resources()
     for number, state in enumerate(VmState):
-        store.insert_vm(connection, make(number, state=state, vcpus=2), "")
+        store.insert_vm(connection, make(number, state=state), "")
     # Requested, creating, created, booting, running, paused, stopping.
-    assert store.committed(connection) == Resources(vcpus=14, memory_bytes=7 * 80 * MIB, vms=7)
+    assert store.committed(connection) == Resources(vcpus=7, memory_bytes=7 * 80 * MIB, vms=7)
+
+
+def test_restarts_come_when_they_are_due_and_in_turn(connection: Connection) -> None:
+    for number, at_ns in enumerate((0, 30, 10, 99), start=1):
+        store.insert_vm(connection, replace(make(number), restart_at_ns=at_ns), "")
+    ended = replace(make(9, state=VmState.FAILED), slot=None, restart_at_ns=1)
+    store.insert_vm(connection, ended, "")
+    due = store.restarts_due(connection, 30, 10)
+    assert [vm.restart_at_ns for vm in due] == [10, 30]
+    assert len(store.restarts_due(connection, 30, 1)) == 1
 
 
 def test_a_slot_belongs_to_one_vm(connection: Connection) -> None:
@@ -209,15 +225,30 @@ def test_an_ended_vm_with_parts_is_not_clean(connection: Connection) -> None:
 def test_leases_are_kept_and_dropped(connection: Connection) -> None:
     vm = make(1)
     store.insert_vm(connection, vm, "")
-    intended = Lease(lease_id="", rootfs_asset_id=ROOTFS, kernel_asset_id="k", initrd_asset_id="i")
+    intended = Lease(
+        lease_id="",
+        rootfs_asset_id=ROOTFS,
+        kernel_asset_id="k",
+        initrd_asset_id="i",
+        rootfs_format="ext4",
+        image=ImageDefaults(cmd=("/a",)),
+    )
     assert intended.asset_ids == (ROOTFS, "k", "i")
     store.write_lease(connection, vm.vm_id, intended)
-    assert store.held_leases(connection) == []
+    assert store.leases(connection) == [(vm, intended)]
+    assert store.unleased(connection) == {vm.vm_id}
     held = store.with_lease_id(intended, "lse_1")
     store.write_lease(connection, vm.vm_id, held)
-    assert store.held_leases(connection) == [(vm, held)]
+    assert store.leases(connection) == [(vm, held)]
+    lost = store.with_lease_id(held, "")
+    store.change_lease(connection, vm.vm_id, lost)
+    assert store.find_lease(connection, vm.vm_id) == lost
+    store.change_lease(connection, vm.vm_id, held)
     assert store.find_lease(connection, vm.vm_id) == held
     store.drop_lease(connection, vm.vm_id)
+    assert store.find_lease(connection, vm.vm_id) is None
+    # A lease that was given back meanwhile does not come back.
+    store.change_lease(connection, vm.vm_id, held)
     assert store.find_lease(connection, vm.vm_id) is None
 
 

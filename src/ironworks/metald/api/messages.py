@@ -1,26 +1,35 @@
 """How VMs and their specifications look on the wire; pure."""
 
+from dataclasses import replace
+
 from protobuf import Oneof
 
 from ironworks.gen.ironworks.metald.v1 import vm_pb as pb
 from ironworks.metald import types as t
+from ironworks.metald.api.network_messages import (
+    network_message,
+    place_message,
+    rate_limits_message,
+    read_network,
+    read_rate_limits,
+)
+from ironworks.metald.app.changes import VmChange
 from ironworks.metald.app.context import Context
 from ironworks.metald.drivers.driver import ExitKind
-from ironworks.metald.network import naming
 from ironworks.metald.types import Transition, Vm, VmFilter, VmSpec, VmState
-from ironworks.model.errors import InvalidRequest, Unimplemented
+from ironworks.model.errors import InvalidRequest
 
 _STATES_IN = {getattr(pb.VmState, state.name): state for state in VmState}
 _STATES_OUT = {state: number for number, state in _STATES_IN.items()}
 _EXITS = {kind: getattr(pb.VmExitKind, kind.name) for kind in ExitKind}
+_RESTARTS = {
+    pb.RestartMode.UNSPECIFIED: t.RestartMode.NEVER,
+    pb.RestartMode.NEVER: t.RestartMode.NEVER,
+    pb.RestartMode.ON_FAILURE: t.RestartMode.ON_FAILURE,
+    pb.RestartMode.ALWAYS: t.RestartMode.ALWAYS,
+}
+_RESTARTS_OUT = {mode: number for number, mode in _RESTARTS.items()}
 _DEFAULT_GRACE_SECONDS = 10.0
-_DEFAULT_PERIOD_SECONDS = 0.1
-_DEFAULT_TIMEOUT_SECONDS = 1.0
-
-
-def later(what: str, field: str) -> Unimplemented:
-    """The refusal of a field that a later version will understand: never ignored in silence."""
-    return Unimplemented(f"{what} are not built yet.", hint=f"Leave {field} empty.")
 
 
 def read_spec(message: pb.VmSpec | None) -> VmSpec:
@@ -28,13 +37,11 @@ def read_spec(message: pb.VmSpec | None) -> VmSpec:
 
     Raises:
         InvalidRequest: there is none, or a part that is needed is missing.
-        Unimplemented: it asks for what is not built yet.
     """
     if message is None:
         raise InvalidRequest("spec is missing.")
     if message.assets is None or not message.assets.rootfs_asset_id:
         raise InvalidRequest("spec.assets.rootfs_asset_id is missing.")
-    _refuse_later(message)
     return VmSpec(
         name=message.name,
         vcpus=message.vcpus,
@@ -43,40 +50,20 @@ def read_spec(message: pb.VmSpec | None) -> VmSpec:
         kernel_asset_id=message.assets.kernel_asset_id,
         initrd_asset_id=message.assets.initrd_asset_id,
         workload=_read_workload(message.workload),
+        disk_bytes=message.disk_bytes,
         readiness=_read_readiness(message.readiness),
+        restart=read_restart(message.restart),
+        network=read_network(message.network),
+        rate_limits=read_rate_limits(message.rate_limits),
         cpu_weight=message.cpu_weight or t.CPU_WEIGHT_PER_VCPU * max(1, message.vcpus),
         deployment_id=message.deployment_id,
         labels=dict(sorted(message.labels.items())),
     )
 
 
-def _refuse_later(message: pb.VmSpec) -> None:
-    if message.disk_bytes:
-        raise later("Writable disks", "spec.disk_bytes")
-    restart = message.restart
-    if restart is not None and restart.mode not in {
-        pb.RestartMode.UNSPECIFIED,
-        pb.RestartMode.NEVER,
-    }:
-        raise later("Restart policies", "spec.restart")
-    network = message.network
-    if network is not None and (network.egress or network.published_ports or network.nameservers):
-        raise later("Egress rules, published ports and name servers", "spec.network")
-    limits = message.rate_limits
-    if limits is not None and (
-        limits.disk_bytes_per_second
-        or limits.disk_operations_per_second
-        or limits.network_in_bytes_per_second
-        or limits.network_out_bytes_per_second
-    ):
-        raise later("Rate limits", "spec.rate_limits")
-
-
 def _read_workload(message: pb.Workload | None) -> t.Workload:
     if message is None:
         return t.Workload()
-    if message.image_init:
-        raise later("Images' own inits", "spec.workload.image_init")
     return t.Workload(
         argv=tuple(message.argv),
         env=tuple(message.env),
@@ -84,6 +71,7 @@ def _read_workload(message: pb.Workload | None) -> t.Workload:
         working_directory=message.working_directory,
         stop_signal=message.stop_signal,
         stop_grace_seconds=message.stop_grace_seconds or _DEFAULT_GRACE_SECONDS,
+        image_init=message.image_init,
     )
 
 
@@ -92,15 +80,40 @@ def _read_readiness(message: pb.ReadinessCheck | None) -> t.Readiness | None:
         return None
     match message.probe:
         case Oneof(field="tcp_port", value=int(port)):
-            return t.Readiness(
-                tcp_port=port,
-                period_seconds=message.period_seconds or _DEFAULT_PERIOD_SECONDS,
-                timeout_seconds=message.timeout_seconds or _DEFAULT_TIMEOUT_SECONDS,
+            check = t.Readiness(port=port)
+        case Oneof(field="http", value=pb.HttpProbe() as http):
+            check = t.Readiness(
+                port=http.port, http_path=http.path or "/", expected_status=http.expected_status
             )
-        case None:
-            return None
         case _:
-            raise later("HTTP readiness checks", "spec.readiness.http")
+            return None
+    return replace(
+        check,
+        period_seconds=message.period_seconds or check.period_seconds,
+        timeout_seconds=message.timeout_seconds or check.timeout_seconds,
+        failure_threshold=message.failure_threshold or check.failure_threshold,
+        success_threshold=message.success_threshold or check.success_threshold,
+    )
+
+
+def read_restart(message: pb.RestartPolicy | None) -> t.RestartPolicy:
+    """A restart policy with its defaults.
+
+    Raises:
+        InvalidRequest: its mode is none.
+    """
+    default = t.RestartPolicy()
+    if message is None:
+        return default
+    if message.mode not in _RESTARTS:
+        raise InvalidRequest("spec.restart.mode is none that exists.")
+    low = message.min_backoff_seconds or default.min_backoff_seconds
+    return t.RestartPolicy(
+        mode=_RESTARTS[message.mode],
+        min_backoff_seconds=low,
+        max_backoff_seconds=message.max_backoff_seconds or max(low, default.max_backoff_seconds),
+        max_restarts=message.max_restarts or default.max_restarts,
+    )
 
 
 def read_filter(message: pb.VmFilter | None, tenant_id: str | None) -> VmFilter:
@@ -137,7 +150,8 @@ def vm_message(vm: Vm, context: Context) -> pb.Vm:
         state_changed_at_ns=vm.state_changed_at_ns,
         boot_epoch=vm.boot_epoch,
         ready=vm.ready,
-        network=_network_message(vm, context),
+        restarts=vm.restarts,
+        network=place_message(vm, context),
         exit=_exit_message(vm),
         driver=vm.driver,
         accel=vm.accel,
@@ -145,14 +159,22 @@ def vm_message(vm: Vm, context: Context) -> pb.Vm:
     )
 
 
+def _readiness_message(readiness: t.Readiness) -> pb.ReadinessCheck:
+    http = pb.HttpProbe(
+        port=readiness.port,
+        path=readiness.http_path,
+        expected_status=readiness.expected_status,
+    )
+    return pb.ReadinessCheck(
+        probe=Oneof("http", http) if readiness.http_path else Oneof("tcp_port", readiness.port),
+        period_seconds=readiness.period_seconds,
+        timeout_seconds=readiness.timeout_seconds,
+        failure_threshold=readiness.failure_threshold,
+        success_threshold=readiness.success_threshold,
+    )
+
+
 def _spec_message(spec: VmSpec) -> pb.VmSpec:
-    readiness: pb.ReadinessCheck | None = None
-    if spec.readiness is not None:
-        readiness = pb.ReadinessCheck(
-            probe=Oneof("tcp_port", spec.readiness.tcp_port),
-            period_seconds=spec.readiness.period_seconds,
-            timeout_seconds=spec.readiness.timeout_seconds,
-        )
     workload = spec.workload
     return pb.VmSpec(
         name=spec.name,
@@ -170,21 +192,21 @@ def _spec_message(spec: VmSpec) -> pb.VmSpec:
             working_directory=workload.working_directory,
             stop_signal=workload.stop_signal,
             stop_grace_seconds=workload.stop_grace_seconds,
+            image_init=workload.image_init,
         ),
-        readiness=readiness,
+        disk_bytes=spec.disk_bytes,
+        readiness=None if spec.readiness is None else _readiness_message(spec.readiness),
+        restart=pb.RestartPolicy(
+            mode=_RESTARTS_OUT[spec.restart.mode],
+            min_backoff_seconds=spec.restart.min_backoff_seconds,
+            max_backoff_seconds=spec.restart.max_backoff_seconds,
+            max_restarts=spec.restart.max_restarts,
+        ),
+        network=network_message(spec.network),
+        rate_limits=rate_limits_message(spec.rate_limits),
         cpu_weight=spec.cpu_weight,
         deployment_id=spec.deployment_id,
         labels=dict(spec.labels),
-    )
-
-
-def _network_message(vm: Vm, context: Context) -> pb.VmNetwork | None:
-    if vm.slot is None or vm.evidence is None:
-        return None
-    return pb.VmNetwork(
-        fabric_address=str(context.network.names(vm.slot).address),
-        mac=naming.GUEST_MAC,
-        guest_address=str(naming.GUEST_ADDRESS),
     )
 
 
@@ -219,4 +241,15 @@ def timing_message(timing: t.StepTiming) -> pb.StepTiming:
         step=timing.step,
         started_at_ns=timing.started_at_ns,
         duration_ns=timing.duration_ns,
+    )
+
+
+def change_message(change: VmChange, context: Context) -> pb.VmEvent:
+    """One event of a watch."""
+    before = pb.VmState.UNSPECIFIED if change.before is None else _STATES_OUT[change.before]
+    return pb.VmEvent(
+        sequence=change.sequence,
+        at_ns=change.at_ns,
+        vm=vm_message(change.vm, context),
+        previous_state=before,
     )

@@ -1,7 +1,7 @@
 """VmService."""
 
-import math
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from connectrpc.request import RequestContext
@@ -11,15 +11,24 @@ from ironworks.gen.ironworks.common.v1 import common_pb
 from ironworks.gen.ironworks.metald.v1 import vm_pb as pb
 from ironworks.gen.ironworks.metald.v1.vm_connect import VmService
 from ironworks.metald.api import messages
-from ironworks.metald.app import boot, create, queries, stop
-from ironworks.metald.app.context import Context
+from ironworks.metald.api.network_messages import (
+    read_network,
+    read_rate_limits,
+    stats_message,
+)
+from ironworks.metald.api.repeats import finite_seconds, once_of
+from ironworks.metald.app import boot, change, create, queries, restart, stop
+from ironworks.metald.app.change import Change
+from ironworks.metald.app.context import Context, Once
+from ironworks.metald.app.network import network_stats
+from ironworks.metald.app.watching import watch_vms
 from ironworks.metald.types import Vm
-from ironworks.model.errors import InvalidRequest
 from ironworks.model.ids import check_id
 from ironworks.model.pages import encode_token, read_page
 from ironworks.runtime.identity.caller import current_caller, current_tenant_id
 
 _Ctx = RequestContext[Any, Any]
+_Change = pb.PauseVmRequest | pb.ResumeVmRequest | pb.RebootVmRequest
 
 
 def _visible_tenant() -> str | None:
@@ -46,50 +55,102 @@ class VmHandlers(VmService):
 
     async def create_vm(self, request: pb.CreateVmRequest, _ctx: _Ctx, /) -> pb.Vm:
         """See the proto."""
-        if request.reservation_id:
-            raise messages.later("Reservations", "reservation_id")
         vm = await create.create_vm(
             self._context,
             tenant_id=current_tenant_id(),
             vm_id=request.vm_id,
             spec=messages.read_spec(request.spec),
             idempotency_key=request.idempotency_key,
+            reservation_id=request.reservation_id,
         )
         return await self._details(vm.vm_id)
 
+    async def _claimed(self, request: _Change) -> tuple[Vm, Once, bool]:
+        """The VM of a request, the request's key, and whether it has been done already."""
+        vm = await self._vm(request.vm_id)
+        once = once_of(request, vm.tenant_id)
+        repeated = await self._context.is_repeated(once)
+        if repeated:
+            await self._context.operations.settled(vm.vm_id)
+        return vm, once, repeated
+
     async def boot_vm(self, request: pb.BootVmRequest, _ctx: _Ctx, /) -> pb.Vm:
         """See the proto."""
-        vm = await boot.boot_vm(
+        timeout_seconds = finite_seconds(request.timeout_seconds, "timeout_seconds")
+        vm = await self._vm(request.vm_id)
+        # Joined, not answered: who repeats a boot waits for it, and is told how it ended.
+        await boot.boot_vm(
             self._context,
-            await self._vm(request.vm_id),
-            timeout_seconds=_finite(request.timeout_seconds, "timeout_seconds"),
+            vm,
+            timeout_seconds=timeout_seconds,
             detach=request.detach,
+            once=once_of(request, vm.tenant_id),
         )
         return await self._details(vm.vm_id)
 
     async def pause_vm(self, request: pb.PauseVmRequest, _ctx: _Ctx, /) -> pb.Vm:
         """See the proto."""
-        return self._message(await stop.pause_vm(self._context, await self._vm(request.vm_id)))
+        vm, once, repeated = await self._claimed(request)
+        if not repeated:
+            await stop.pause_vm(self._context, vm, once=once)
+        return await self._details(vm.vm_id)
 
     async def resume_vm(self, request: pb.ResumeVmRequest, _ctx: _Ctx, /) -> pb.Vm:
         """See the proto."""
-        return self._message(await stop.resume_vm(self._context, await self._vm(request.vm_id)))
+        vm, once, repeated = await self._claimed(request)
+        if not repeated:
+            await stop.resume_vm(self._context, vm, once=once)
+        return await self._details(vm.vm_id)
+
+    async def reboot_vm(self, request: pb.RebootVmRequest, _ctx: _Ctx, /) -> pb.Vm:
+        """See the proto."""
+        wanted = stop.shutdown_request(
+            self._context,
+            timeout_seconds=finite_seconds(request.timeout_seconds, "timeout_seconds"),
+            force=False,
+            reason="",
+        )
+        vm, once, repeated = await self._claimed(request)
+        if not repeated:
+            await restart.reboot_vm(self._context, vm, wanted, once=once)
+        return await self._details(vm.vm_id)
 
     async def shutdown_vm(self, request: pb.ShutdownVmRequest, _ctx: _Ctx, /) -> pb.Vm:
         """See the proto."""
         wanted = stop.shutdown_request(
             self._context,
-            timeout_seconds=_finite(request.timeout_seconds, "timeout_seconds"),
+            timeout_seconds=finite_seconds(request.timeout_seconds, "timeout_seconds"),
             force=request.force,
             reason=request.reason,
         )
-        vm = await stop.shutdown_vm(self._context, await self._vm(request.vm_id), wanted)
+        vm = await self._vm(request.vm_id)
+        once = once_of(request, vm.tenant_id)
+        await stop.shutdown_vm(self._context, vm, wanted, once=once)
         return await self._details(vm.vm_id)
 
     async def delete_vm(self, request: pb.DeleteVmRequest, _ctx: _Ctx, /) -> pb.Vm:
         """See the proto."""
         vm = await self._vm(request.vm_id)
-        vm = await stop.delete_vm(self._context, vm, force=request.force)
+        once = once_of(request, vm.tenant_id)
+        await stop.delete_vm(self._context, vm, force=request.force, once=once)
+        return await self._details(vm.vm_id)
+
+    async def update_vm(self, request: pb.UpdateVmRequest, _ctx: _Ctx, /) -> pb.Vm:
+        """See the proto."""
+        wanted = Change(
+            if_generation=request.if_generation,
+            network=None if request.network is None else read_network(request.network),
+            rate_limits=(
+                None if request.rate_limits is None else read_rate_limits(request.rate_limits)
+            ),
+            restart=None if request.restart is None else messages.read_restart(request.restart),
+            cpu_weight=request.cpu_weight,
+            vcpus=request.vcpus,
+            memory_bytes=request.memory_bytes,
+        )
+        vm = await self._vm(request.vm_id)
+        once = once_of(request, vm.tenant_id)
+        await change.update_vm(self._context, vm, wanted, once=once)
         return await self._details(vm.vm_id)
 
     async def get_vm(self, request: pb.GetVmRequest, _ctx: _Ctx, /) -> pb.Vm:
@@ -117,6 +178,22 @@ class VmHandlers(VmService):
             page=common_pb.PageInfo(next_page_token=token),
         )
 
+    async def watch_vms(
+        self, request: pb.WatchVmsRequest, _ctx: _Ctx, /
+    ) -> AsyncGenerator[pb.WatchVmsResponse]:
+        """See the proto."""
+        wanted = messages.read_filter(request.filter, _visible_tenant())
+        async with aclosing(watch_vms(self._context, wanted, request.after_sequence)) as changes:
+            async for one in changes:
+                yield pb.WatchVmsResponse(event=messages.change_message(one, self._context))
+
+    async def get_vm_network_stats(
+        self, request: pb.GetVmNetworkStatsRequest, _ctx: _Ctx, /
+    ) -> pb.GetVmNetworkStatsResponse:
+        """See the proto."""
+        vm = await self._vm(request.vm_id)
+        return stats_message(await network_stats(self._context, vm))
+
     async def stream_console(
         self, request: pb.StreamConsoleRequest, _ctx: _Ctx, /
     ) -> AsyncGenerator[pb.StreamConsoleResponse]:
@@ -133,9 +210,3 @@ class VmHandlers(VmService):
         pieces = queries.stream_console(self._context, vm, start, follow=request.follow)
         async for offset, data in pieces:
             yield pb.StreamConsoleResponse(data=data, offset=offset)
-
-
-def _finite(value: float, field: str) -> float:
-    if not math.isfinite(value) or value < 0:
-        raise InvalidRequest(f"{field} must be a number of seconds, 0 for the default.")
-    return value

@@ -3,16 +3,19 @@
 import asyncio
 import contextlib
 from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ironworks.metald import decide
-from ironworks.metald.app.cleanup import fail
-from ironworks.metald.app.context import Context
+from ironworks.metald.app import health
+from ironworks.metald.app.cleanup import fail, reason_of
+from ironworks.metald.app.context import Context, Once
 from ironworks.metald.app.operations import Operation, outcome_of
 from ironworks.metald.drivers.driver import (
     Accel,
     DriverError,
+    ExitKind,
     ExitReport,
     GuestEndedError,
     Handle,
@@ -22,7 +25,7 @@ from ironworks.metald.jail_directories import ROOTFS_NAME
 from ironworks.metald.network import naming
 from ironworks.metald.sampling import BlockCounters, CgroupFiles, VmSource
 from ironworks.metald.steps import Step
-from ironworks.metald.types import Readiness, Vm, VmState
+from ironworks.metald.types import Vm, VmmSize, VmState
 from ironworks.model.errors import (
     Aborted,
     DeadlineExceeded,
@@ -34,7 +37,6 @@ from ironworks.model.errors import (
 from ironworks.runtime.tasks import Tasks
 
 MAX_BOOT_SECONDS = 600.0
-FIRST_WAIT_SECONDS = 0.01
 
 
 class _InterruptedError(Exception):
@@ -45,9 +47,31 @@ class _TimedOutError(Exception):
     """The boot's time is over."""
 
 
-async def boot_vm(context: Context, vm: Vm, *, timeout_seconds: float, detach: bool) -> Vm:
+class NotBootedError(Exception):
+    """A guest did not become ready.
+
+    Attributes:
+        report: For the VM's record.
+        public: For the caller.
+    """
+
+    def __init__(self, report: ExitReport, public: IronError) -> None:
+        """Wrap both."""
+        super().__init__(report.sentence)
+        self.report = report
+        self.public = public
+
+
+async def boot_vm(
+    context: Context,
+    vm: Vm,
+    *,
+    timeout_seconds: float,
+    detach: bool,
+    once: Once | None = None,
+) -> Vm:
     """Boot a CREATED VM up to RUNNING; see VmService.BootVm for the errors."""
-    timeout_seconds = timeout_seconds or _default_timeout(context, vm)
+    timeout_seconds = timeout_seconds or default_timeout(context, vm)
     if not 1 <= timeout_seconds <= MAX_BOOT_SECONDS:
         raise InvalidRequest(f"timeout_seconds must be 1 to {MAX_BOOT_SECONDS:g}.")
     if vm.state is VmState.BOOTING:
@@ -66,7 +90,7 @@ async def boot_vm(context: Context, vm: Vm, *, timeout_seconds: float, detach: b
     operation = await context.operations.begin_after_ours(vm.vm_id, "boot")
     try:
         vm = await context.read(vm.vm_id)
-        booting = await context.move(vm, VmState.BOOTING, "The guest is being started.")
+        booting = await context.move(vm, VmState.BOOTING, "The guest is being started.", once=once)
     except BaseException:
         context.operations.end(vm.vm_id)
         raise
@@ -79,7 +103,8 @@ async def boot_vm(context: Context, vm: Vm, *, timeout_seconds: float, detach: b
     return await work
 
 
-def _default_timeout(context: Context, vm: Vm) -> float:
+def default_timeout(context: Context, vm: Vm) -> float:
+    """How long a boot of this VM may take unless its caller says otherwise."""
     settings = context.settings
     emulated = vm.accel == Accel.TCG
     return settings.boot_timeout_emulated_seconds if emulated else settings.boot_timeout_seconds
@@ -92,42 +117,64 @@ async def _quietly(work: Coroutine[Any, Any, Vm]) -> None:
 
 
 async def _boot(
-    context: Context, vm: Vm, handle: Handle, operation: Operation, timeout_seconds: float
+    context: Context,
+    vm: Vm,
+    handle: Handle,
+    operation: Operation,
+    timeout_seconds: float,
 ) -> Vm:
+    try:
+        await run_guest(context, vm, handle, operation, timeout_seconds)
+        running = await context.move(vm, VmState.RUNNING, "The workload runs.")
+    except NotBootedError as error:
+        await fail(context, vm, error.report.sentence, report=error.report)
+        raise error.public from error
+    health.start(context, running)
+    return running
+
+
+async def run_guest(
+    context: Context, vm: Vm, handle: Handle, operation: Operation, timeout_seconds: float
+) -> None:
+    """Let the guest run; returns when it is ready and metered.
+
+    Raises:
+        NotBootedError: it did not come so far.
+        Aborted: a shutdown wants the VM.
+    """
     try:
         await handle.boot()
         await _first(_until_ready(context, vm, handle), handle, operation, timeout_seconds)
-        return await context.move(vm, VmState.RUNNING, "The workload runs.")
     except _InterruptedError:
         raise Aborted(f"VM {vm.vm_id} was shut down while it was booting.") from None
-    except _TimedOutError:
-        reason = f"The guest was not ready within {timeout_seconds:g} seconds."
-        shown = tail(handle.console_path, 1)
-        hint = f"Its console ends with: {shown[0]}" if shown else "Its console is empty."
-        await fail(context, vm, reason)
-        raise DeadlineExceeded(f"VM {vm.vm_id} did not boot: {reason}", hint=hint) from None
-    except GuestEndedError as error:
-        report = context.explain_end(vm, error.report)
-        await fail(context, vm, report.sentence, report=report)
-        raise _not_booted(vm, report) from error
-    except DriverError as error:
-        await fail(context, vm, error.sentence)
-        raise FailedPrecondition(
-            f"VM {vm.vm_id} did not boot: {error.sentence}",
-            context={"step": error.step.value, "detail": error.detail},
-        ) from error
-    except IronError as error:
-        await fail(context, vm, error.message)
-        raise
     except Exception as error:
-        await fail(context, vm, "A fault of metald; its log has it.")
-        raise Internal(f"VM {vm.vm_id} did not boot.", context={"fault": repr(error)}) from error
+        raise _explained(context, vm, handle, error, timeout_seconds) from error
 
 
-def _not_booted(vm: Vm, report: ExitReport) -> IronError:
-    last = report.console_tail[-1] if report.console_tail else ""
-    hint = f"Its console ends with: {last}" if last else "Its console is empty."
-    return FailedPrecondition(f"VM {vm.vm_id} did not boot: {report.sentence}", hint=hint)
+def _explained(
+    context: Context, vm: Vm, handle: Handle, error: Exception, timeout_seconds: float
+) -> NotBootedError:
+    """What to tell of a boot that failed, and whom."""
+    shown = tail(handle.console_path)
+    last = f"Its console ends with: {shown[-1]}" if shown else "Its console is empty."
+    failed = f"VM {vm.vm_id} did not boot"
+    if isinstance(error, GuestEndedError):
+        report = context.explain_end(vm, error.report)
+        last = report.console_tail[-1] if report.console_tail else ""
+        hint = f"Its console ends with: {last}" if last else "Its console is empty."
+        return NotBootedError(report, FailedPrecondition(f"{failed}: {report.sentence}", hint=hint))
+    report = ExitReport(kind=ExitKind.KILLED, sentence=reason_of(error), console_tail=shown)
+    if isinstance(error, _TimedOutError):
+        sentence = f"The guest was not ready within {timeout_seconds:g} seconds."
+        report = replace(report, sentence=sentence)
+        return NotBootedError(report, DeadlineExceeded(f"{failed}: {sentence}", hint=last))
+    if isinstance(error, IronError):
+        return NotBootedError(report, error)
+    if isinstance(error, DriverError):
+        private = {"step": error.step.value, "detail": error.detail}
+        public = FailedPrecondition(f"{failed}: {error.sentence}", context=private)
+        return NotBootedError(report, public)
+    return NotBootedError(report, Internal(f"{failed}.", context={"fault": repr(error)}))
 
 
 async def _first(
@@ -157,9 +204,7 @@ async def _until_ready(context: Context, vm: Vm, handle: Handle) -> None:
     await handle.wait_ready()
     await context.steps.reach(Step.METERING_ATTACH, vm.vm_id)
     await attach_metering(context, vm, handle)
-    if vm.spec.readiness is not None:
-        await context.steps.reach(Step.READINESS_PORT, vm.vm_id)
-        await _port_open(context, vm, vm.spec.readiness)
+    await health.until_ready(context, vm)
 
 
 async def attach_metering(context: Context, vm: Vm, handle: Handle) -> None:
@@ -167,6 +212,8 @@ async def attach_metering(context: Context, vm: Vm, handle: Handle) -> None:
     if vm.slot is None:
         raise Internal(f"VM {vm.vm_id} has no network slot.")
     group = context.groups.group(vm.vm_id)
+    # What the VMM was started with: the spec may have been changed since.
+    size = vm.vmm or VmmSize(vcpus=vm.spec.vcpus, memory_bytes=vm.spec.memory_bytes)
 
     async def read_blocks() -> BlockCounters:
         counters = await handle.block_counters()
@@ -179,8 +226,8 @@ async def attach_metering(context: Context, vm: Vm, handle: Handle) -> None:
             tenant_id=vm.tenant_id,
             deployment_id=vm.spec.deployment_id,
             boot_epoch=vm.boot_epoch,
-            vcpus=vm.spec.vcpus,
-            memory_bytes=vm.spec.memory_bytes,
+            vcpus=size.vcpus,
+            memory_bytes=size.memory_bytes,
             disk_bytes=await asyncio.to_thread(_disk_bytes, handle.evidence.jail_dir),
             cgroup=CgroupFiles(cpu=str(group.cpu_file), memory=str(group.memory_file)),
             netns=context.network.names(vm.slot).netns,
@@ -196,23 +243,3 @@ def _disk_bytes(jail_dir: Path) -> int:
         return (jail_dir / ROOTFS_NAME).stat().st_size
     except OSError:
         return 0
-
-
-async def _port_open(context: Context, vm: Vm, readiness: Readiness) -> None:
-    if vm.slot is None:
-        raise Internal(f"VM {vm.vm_id} has no network slot.")
-    address = str(context.network.names(vm.slot).address)
-    # Most servers listen within milliseconds of their start: asked often at first.
-    wait_seconds = min(FIRST_WAIT_SECONDS, readiness.period_seconds)
-    while True:
-        try:
-            async with asyncio.timeout(readiness.timeout_seconds):
-                _, writer = await asyncio.open_connection(address, readiness.tcp_port)
-        except (OSError, TimeoutError):
-            await context.clock.sleep(wait_seconds)
-            wait_seconds = min(2 * wait_seconds, readiness.period_seconds)
-            continue
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
-        return

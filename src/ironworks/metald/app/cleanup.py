@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Final
 
 from ironworks.metald import store
+from ironworks.metald.app import health
 from ironworks.metald.app.context import Context, log
 from ironworks.metald.drivers.driver import DriverError, ExitReport
 from ironworks.metald.steps import Step
@@ -81,6 +82,7 @@ async def _detach(context: Context, vm: Vm) -> None:
 
 
 async def _destroy(context: Context, vm: Vm) -> None:
+    health.stop(context, vm.vm_id)
     handle = context.handles.pop(vm.vm_id, None)
     if handle is not None:
         await context.jails.archive_console(vm.vm_id, handle.console_path)
@@ -115,6 +117,35 @@ _UNDOS: Final[tuple[tuple[Step, _Undo], ...]] = (
     (Step.NETWORK_REMOVE, _remove_network),
 )
 """What takes a VM apart, in the reverse of the order in which it was put together."""
+
+
+async def power_off(context: Context, vm: Vm) -> None:
+    """End the VMM and its metering; the VM's place stays: slot, network, cgroup, jail, lease.
+
+    Raises:
+        DriverError: the VMM does not end.
+    """
+    health.stop(context, vm.vm_id)
+    handle = context.handles.get(vm.vm_id)
+    await context.steps.reach(Step.VMM_KILL, vm.vm_id)
+    if handle is not None:
+        await handle.kill()
+    await context.steps.reach(Step.METERING_DETACH, vm.vm_id)
+    await context.sampler.detach(vm.vm_id)
+    if handle is not None:
+        context.handles.pop(vm.vm_id, None)
+        await handle.close()
+
+
+def reason_of(error: Exception) -> str:
+    """A sentence for the VM's record."""
+    if isinstance(error, IronError):
+        return error.message
+    if isinstance(error, DriverError):
+        return error.sentence
+    if isinstance(error, OSError):
+        return f"The machine refused: {error.strerror}."
+    return "A fault of metald; its log has it."
 
 
 async def fail(context: Context, vm: Vm, reason: str, *, report: ExitReport | None = None) -> Vm:

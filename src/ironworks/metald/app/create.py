@@ -5,20 +5,25 @@ from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection
 
-from ironworks.metald import decide, store
-from ironworks.metald.app.cleanup import fail
+from ironworks.metald import admission, bounds, capacity_store, decide, store
+from ironworks.metald.app.cleanup import fail, reason_of
 from ironworks.metald.app.context import Context
+from ironworks.metald.app.network import free_slot, same_spec, with_ports
+from ironworks.metald.app.parts import group_limits, prepare_assets, slot_of, vmm_spec
 from ironworks.metald.app.watch import start_watch
 from ironworks.metald.assets.lessor import Leased, LeasedAsset
-from ironworks.metald.cgroup.groups import GroupLimits
-from ironworks.metald.drivers.driver import DriverError, GuestConfig, VmmSpec
-from ironworks.metald.jail_directories import ROOTFS_NAME
-from ironworks.metald.network import naming
-from ironworks.metald.network.naming import USABLE_SLOTS, first_slot
+from ironworks.metald.drivers.driver import (
+    Capabilities,
+    DriverError,
+    ExitKind,
+    ExitReport,
+    VmmSpec,
+)
+from ironworks.metald.network.plan import plan_of
 from ironworks.metald.network.slots import SlotTakenError
 from ironworks.metald.steps import Step
 from ironworks.metald.tables import IDEMPOTENCY
-from ironworks.metald.types import Lease, Resources, Vm, VmSpec, VmState
+from ironworks.metald.types import Lease, Resources, Vm, VmmSize, VmSpec, VmState
 from ironworks.model.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -26,15 +31,27 @@ from ironworks.model.errors import (
     InvalidRequest,
     IronError,
     ResourceExhausted,
+    Unimplemented,
 )
 from ironworks.model.ids import check_id, new_id
 from ironworks.model.units import format_bytes
 from ironworks.storage import idempotency
 
 SLOT_TRIES = 16
-_FILE_NAMES = {"kernel": "kernel", "initrd": "initrd", "rootfs": ROOTFS_NAME}
 _ROOTFS_FORMATS = frozenset({"squashfs", "ext4"})
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wish:
+    tenant_id: str
+    vm_id: str
+    """The caller's, or one that was made for it."""
+    id_is_callers: bool
+    spec: VmSpec
+    lease: Lease
+    idempotency_key: str
+    reservation_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,14 +66,21 @@ def _named(spec: VmSpec, vm_id: str) -> VmSpec:
 
 
 async def create_vm(
-    context: Context, *, tenant_id: str, vm_id: str, spec: VmSpec, idempotency_key: str
+    context: Context,
+    *,
+    tenant_id: str,
+    vm_id: str,
+    spec: VmSpec,
+    idempotency_key: str,
+    reservation_id: str = "",
 ) -> Vm:
     """Make a VM up to CREATED; see VmService.CreateVm for the errors."""
-    decide.check_spec(spec if spec.name else _named(spec, "vm"))
+    bounds.check_spec(spec if spec.name else _named(spec, "vm"))
     if vm_id:
         check_id(vm_id, "vm", "vm_id")
     if not context.probe.available:
         raise FailedPrecondition(f"This host cannot run VMs: {context.probe.sentence}")
+    _check_capabilities(context.probe.capabilities, spec)
     smallest_bytes = context.probe.capabilities.min_memory_bytes
     if spec.memory_bytes < smallest_bytes:
         raise InvalidRequest(
@@ -64,18 +88,40 @@ async def create_vm(
             hint=f"Give it at least {format_bytes(smallest_bytes)}.",
         )
     lease = _wanted_assets(context, spec)
-    wanted_id = vm_id or new_id("vm", context.clock, context.entropy)
-    admitted = await context.db.write(
-        lambda connection: _admit(
-            context, connection, tenant_id, wanted_id, spec, lease, idempotency_key, bool(vm_id)
-        )
+    wish = _Wish(
+        tenant_id=tenant_id,
+        vm_id=vm_id or new_id("vm", context.clock, context.entropy),
+        id_is_callers=bool(vm_id),
+        spec=spec,
+        lease=lease,
+        idempotency_key=idempotency_key,
+        reservation_id=reservation_id,
     )
+    admitted = await context.db.write(lambda connection: _admit(context, connection, wish))
     if not admitted.fresh:
         await context.operations.settled(admitted.vm.vm_id)
         return await context.read(admitted.vm.vm_id)
     new = admitted.vm
+    context.changes.tell(new, None)
     context.operations.begin(new.vm_id, "create")
     return await context.operations.run(new.vm_id, _make(context, new, lease), "create")
+
+
+def _check_capabilities(capabilities: Capabilities, spec: VmSpec) -> None:
+    """Refuse what this host's driver cannot do, before anything is made."""
+    for asked, able, what, field in (
+        (spec.disk_bytes > 0, capabilities.scratch_disk, "writable disks", "disk_bytes"),
+        (
+            spec.workload.image_init,
+            capabilities.image_init,
+            "images' own inits",
+            "workload.image_init",
+        ),
+    ):
+        if asked and not able:
+            raise Unimplemented(
+                f"This host's driver has no {what}.", hint=f"Leave spec.{field} empty."
+            )
 
 
 def _wanted_assets(context: Context, spec: VmSpec) -> Lease:
@@ -97,38 +143,32 @@ def _wanted_assets(context: Context, spec: VmSpec) -> Lease:
     )
 
 
-def _admit(
-    context: Context,
-    connection: Connection,
-    tenant_id: str,
-    wanted_id: str,
-    spec: VmSpec,
-    lease: Lease,
-    idempotency_key: str,
-    id_was_given: bool,  # noqa: FBT001
-) -> _Admitted:
-    now_ns = context.clock.now_ns()
+def _admit(context: Context, connection: Connection, wish: _Wish) -> _Admitted:
+    """Decide and write in one transaction: nobody else can be given the same room."""
+    now_ns, tenant_id, lease = context.clock.now_ns(), wish.tenant_id, wish.lease
     vm_id = idempotency.claim(
         connection,
         IDEMPOTENCY,
         scope=f"{tenant_id}/CreateVm",
-        key=idempotency_key,
-        request=(wanted_id.encode() if id_was_given else b"") + store.spec_bytes(spec),
-        resource_id=wanted_id,
+        key=wish.idempotency_key,
+        request=(wish.vm_id.encode() if wish.id_is_callers else b"") + store.spec_bytes(wish.spec),
+        resource_id=wish.vm_id,
         now_ns=now_ns,
     )
-    spec = _named(spec, vm_id)
+    spec = _named(wish.spec, vm_id)
     existing = store.find_vm(connection, vm_id)
     if existing is not None:
-        if existing.tenant_id != tenant_id or existing.spec != spec:
+        if existing.tenant_id != tenant_id or same_spec(existing.spec, spec) != spec:
             raise AlreadyExists(
                 f"There is a VM {vm_id} with another specification already.",
                 hint="Use another vm_id, or leave it empty.",
             )
         return _Admitted(vm=existing, lease=lease, fresh=False)
-    memory_bytes = spec.memory_bytes + context.probe.capabilities.memory_overhead_bytes
-    want = Resources(vcpus=spec.vcpus, memory_bytes=memory_bytes, vms=1)
-    if (denial := _denial(context, connection, want)) is not None:
+    spec = replace(spec, network=with_ports(connection, spec.network))
+    want = admission.need(spec, context.share)
+    if wish.reservation_id:
+        _take_reservation(connection, tenant_id, wish.reservation_id, now_ns)
+    if (denial := denial_of(context, connection, tenant_id, want)) is not None:
         raise denial
     requested = Vm(
         vm_id=vm_id,
@@ -139,10 +179,10 @@ def _admit(
         generation=1,
         created_at_ns=now_ns,
         state_changed_at_ns=now_ns,
-        slot=_free_slot(context, connection),
+        slot=free_slot(context, connection),
         driver=context.probe.kind.value,
         accel=context.probe.accel.value,
-        committed_memory_bytes=memory_bytes,
+        committed=want,
     )
     store.insert_vm(connection, requested, requested.reason)
     store.write_lease(connection, vm_id, lease)
@@ -153,20 +193,34 @@ def _admit(
     return _Admitted(vm=creating, lease=lease, fresh=True)
 
 
-def _denial(context: Context, connection: Connection, want: Resources) -> IronError | None:
-    return decide.admit(
+def _take_reservation(
+    connection: Connection, tenant_id: str, reservation_id: str, now_ns: int
+) -> None:
+    """Give a reservation's capacity back in the transaction that takes it for the VM."""
+    reservation = capacity_store.find_reservation(connection, reservation_id, now_ns)
+    if reservation is None or reservation.tenant_id != tenant_id:
+        raise FailedPrecondition(
+            f"There is no reservation {reservation_id[:64]!r}, or it has expired.",
+            hint="Reserve again, or create the VM without one.",
+        )
+    capacity_store.drop_reservation(connection, reservation_id)
+
+
+def denial_of(
+    context: Context, connection: Connection, tenant_id: str, want: Resources
+) -> IronError | None:
+    """Why a tenant cannot have so much more of the host now; None: it can."""
+    now_ns = context.clock.now_ns()
+    return admission.admit(
         want,
-        taken=store.committed(connection),
+        taken=capacity_store.taken(connection, now_ns),
         limits=context.limits,
-        host_state=context.host.state,
-        host_reason=context.host.reason,
+        host=context.host,
+    ) or admission.over_quota(
+        want,
+        used=capacity_store.taken(connection, now_ns, tenant_id),
+        limit=capacity_store.find_quota(connection, tenant_id),
     )
-
-
-def _free_slot(context: Context, connection: Connection, above: int | None = None) -> int:
-    taken = store.taken_slots(connection) | context.reaping_slots
-    first = first_slot(context.host.tag) if above is None else above + 1
-    return decide.free_slot(taken, first=first, count=USABLE_SLOTS)
 
 
 async def _make(context: Context, vm: Vm, wanted: Lease) -> Vm:
@@ -174,26 +228,48 @@ async def _make(context: Context, vm: Vm, wanted: Lease) -> Vm:
     try:
         await context.steps.reach(Step.ASSET_LEASE, vm.vm_id)
         leased = await context.lessor.acquire(vm.tenant_id, vm.vm_id, wanted.asset_ids)
-        files = _checked(context, leased, wanted)
-        guest = decide.guest_config(vm.spec, files["rootfs"].image)
+        rootfs = _checked(context, leased, wanted)
+        lease = replace(
+            wanted,
+            lease_id=leased.lease_id,
+            rootfs_format=rootfs.format,
+            image=rootfs.image,
+        )
+        decide.guest_config(vm.spec, lease.image)
+        await context.db.write(lambda connection: store.write_lease(connection, vm.vm_id, lease))
         made = await _network(context, vm)
-        spec = await _room(context, made, leased, files, guest)
-        handle = await context.driver.create(spec)
+        handle = await context.driver.create(await _room(context, made, lease))
         context.handles[vm.vm_id] = handle
-        held = replace(wanted, lease_id=leased.lease_id)
-        await context.db.write(lambda connection: store.write_lease(connection, vm.vm_id, held))
-        made = replace(made, evidence=handle.evidence, boot_epoch=made.boot_epoch + 1)
+        size = VmmSize(vcpus=vm.spec.vcpus, memory_bytes=vm.spec.memory_bytes)
+        made = replace(made, evidence=handle.evidence, boot_epoch=made.boot_epoch + 1, vmm=size)
         reason = "Its VMM is up; the guest does not run."
         created = await context.move(made, VmState.CREATED, reason)
     except Exception as error:  # whatever it is, what was made is undone
-        failed = await fail(context, await context.read(vm.vm_id), _reason(error))
+        report = None
+        if isinstance(error, DriverError) and error.console_tail:
+            report = ExitReport(
+                kind=ExitKind.CRASHED, sentence=error.sentence, console_tail=error.console_tail
+            )
+        reason = reason_of(error)
+        failed = await fail(context, await context.read(vm.vm_id), reason, report=report)
         raise _public(error, failed) from error
     start_watch(context, vm.vm_id, handle)
     return created
 
 
-def _checked(context: Context, leased: Leased, wanted: Lease) -> dict[str, LeasedAsset]:
-    """The leased assets by role.
+async def _room(context: Context, vm: Vm, lease: Lease) -> VmmSpec:
+    """Make cgroup and jail, place the assets; answers what the driver needs."""
+    await context.steps.reach(Step.CGROUP_CREATE, vm.vm_id)
+    group = await context.groups.create(vm.vm_id, group_limits(context, vm))
+    await context.steps.reach(Step.JAIL_DIRECTORY, vm.vm_id)
+    await context.jails.create(vm.vm_id, context.uid_of(slot_of(vm)))
+    await context.steps.reach(Step.ASSET_PREPARE, vm.vm_id)
+    await prepare_assets(context, vm, lease)
+    return vmm_spec(context, vm, lease, group)
+
+
+def _checked(context: Context, leased: Leased, wanted: Lease) -> LeasedAsset:
+    """The rootfs, when every leased asset is what its role needs.
 
     Raises:
         InvalidRequest: an asset is not what its role needs.
@@ -230,7 +306,7 @@ def _checked(context: Context, leased: Leased, wanted: Lease) -> dict[str, Lease
             f"This host's driver boots only uncompressed kernels, and asset {kernel.asset_id} is "
             "compressed."
         )
-    return found
+    return rootfs
 
 
 async def _network(context: Context, vm: Vm) -> Vm:
@@ -240,7 +316,7 @@ async def _network(context: Context, vm: Vm) -> Vm:
         if vm.slot is None:
             raise Internal(f"VM {vm.vm_id} has no network slot.")
         try:
-            await context.network.create(vm.slot, context.uid_of(vm.slot))
+            await context.network.create(vm.slot, context.uid_of(vm.slot), plan_of(vm))
         except SlotTakenError:
             vm = await context.db.write(
                 lambda connection, vm=vm: _next_slot(context, connection, vm)
@@ -253,68 +329,10 @@ async def _network(context: Context, vm: Vm) -> Vm:
 
 
 def _next_slot(context: Context, connection: Connection, vm: Vm) -> Vm:
-    slot = _free_slot(context, connection, above=vm.slot)
+    slot = free_slot(context, connection, above=vm.slot)
     changed = replace(vm, slot=slot, generation=vm.generation + 1)
     store.update_vm(connection, changed, decided_on=vm.generation)
     return changed
-
-
-async def _room(
-    context: Context,
-    vm: Vm,
-    leased: Leased,
-    files: dict[str, LeasedAsset],
-    guest: GuestConfig,
-) -> VmmSpec:
-    """Make cgroup and jail, place the assets; answers what the driver needs."""
-    if vm.slot is None:
-        raise Internal(f"VM {vm.vm_id} has no network slot.")
-    settings, uid = context.settings, context.uid_of(vm.slot)
-    names = context.network.names(vm.slot)
-    await context.steps.reach(Step.CGROUP_CREATE, vm.vm_id)
-    limits = GroupLimits(
-        memory_bytes=vm.committed_memory_bytes,
-        cpus=vm.spec.vcpus + settings.vmm_extra_cpus,
-        cpu_weight=vm.spec.cpu_weight,
-        pids=settings.vmm_pids,
-    )
-    group = await context.groups.create(vm.vm_id, limits)
-    await context.steps.reach(Step.JAIL_DIRECTORY, vm.vm_id)
-    jail = await context.jails.create(vm.vm_id, uid)
-    await context.steps.reach(Step.ASSET_PREPARE, vm.vm_id)
-    placed = {asset.asset_id: _FILE_NAMES[role] for role, asset in files.items()}
-    if len(placed) != len(files):
-        raise InvalidRequest("Kernel, initrd and rootfs must be three different assets.")
-    await context.lessor.prepare(vm.tenant_id, leased.lease_id, jail, placed)
-    return VmmSpec(
-        vm_id=vm.vm_id,
-        vcpus=vm.spec.vcpus,
-        memory_bytes=vm.spec.memory_bytes,
-        kernel_path=jail / _FILE_NAMES["kernel"],
-        initrd_path=jail / _FILE_NAMES["initrd"] if "initrd" in files else None,
-        rootfs_path=jail / ROOTFS_NAME,
-        rootfs_format=files["rootfs"].format,
-        guest=guest,
-        jail_dir=jail,
-        uid=uid,
-        gid=uid,
-        netns=names.netns,
-        tap=naming.TAP,
-        mac=naming.GUEST_MAC,
-        cgroup_join_paths=group.join_paths,
-        pids_max=settings.vmm_pids,
-        console_max_bytes=settings.console_max_bytes,
-    )
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, IronError):
-        return error.message
-    if isinstance(error, DriverError):
-        return error.sentence
-    if isinstance(error, OSError):
-        return f"The machine refused: {error.strerror}."
-    return "A fault of metald; its log has it."
 
 
 def _public(error: Exception, vm: Vm) -> IronError:

@@ -10,7 +10,7 @@ from ironworks.model.errors import Aborted
 from ironworks.runtime.tasks import Tasks
 
 _T = TypeVar("_T")
-OURS = frozenset({"end", "reconcile"})
+OURS = frozenset({"end", "health", "reconcile"})
 """Transitions that nobody has called for."""
 PATIENCE_SECONDS = 10.0
 
@@ -102,6 +102,14 @@ class Operations:
         """Run the body of a transition that `begin` has claimed, to its end even if callers go."""
         task = self._tasks.start(self._body(vm_id, work), name=f"{name} {vm_id}")
         return (await asyncio.shield(task)).unwrap()
+
+    def run_alone(self, vm_id: str, work: Coroutine[Any, Any, None], name: str) -> None:
+        """As `run`, for work that nobody waits for and that tells of its own failures."""
+        self._tasks.start(self._body(vm_id, work), name=f"{name} {vm_id}")
+
+    def count(self, name: str) -> int:
+        """How many transitions of this name are under way."""
+        return sum(operation.name == name for operation in self._running.values())
 
     async def _body(self, vm_id: str, work: Coroutine[Any, Any, _T]) -> Outcome[_T]:
         try:

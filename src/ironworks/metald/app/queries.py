@@ -9,14 +9,24 @@ from pathlib import Path
 
 from sqlalchemy import Connection
 
-from ironworks.metald import store
+from ironworks.metald import capacity_store, store
 from ironworks.metald.app.context import Context
-from ironworks.metald.types import Resources, StepTiming, Transition, Vm, VmFilter, VmState
+from ironworks.metald.types import (
+    Reservation,
+    Resources,
+    StepTiming,
+    Transition,
+    Vm,
+    VmFilter,
+    VmState,
+)
 from ironworks.model.errors import FailedPrecondition, InvalidRequest
 from ironworks.model.pages import PageSpec
 
 CONSOLE_CHUNK_BYTES = 64 * 1024
 CONSOLE_POLL_SECONDS = 0.1
+CONSOLE_NAME = "console.log"
+"""In the jail, whichever the driver."""
 MAX_TAIL_LINES = 10_000
 _OVER = frozenset({VmState.STOPPED, VmState.FAILED, VmState.DELETING, VmState.DELETED})
 
@@ -71,9 +81,25 @@ async def list_vms(
     return await context.db.read(lambda connection: store.list_vms(connection, wanted, page))
 
 
-async def committed(context: Context) -> Resources:
-    """What VMs take of the host now."""
-    return await context.db.read(store.committed)
+async def taken(context: Context) -> tuple[Resources, Resources]:
+    """What VMs take of the host now, and what is reserved."""
+    now_ns = context.clock.now_ns()
+    return await context.db.read(
+        lambda connection: (
+            store.committed(connection),
+            capacity_store.reserved(connection, now_ns),
+        )
+    )
+
+
+async def list_reservations(
+    context: Context, tenant_id: str | None, page: PageSpec
+) -> tuple[Sequence[Reservation], tuple[int, str] | None]:
+    """A page of reservations and the sort keys of its end, if there is more."""
+    now_ns = context.clock.now_ns()
+    return await context.db.read(
+        lambda connection: capacity_store.list_reservations(connection, tenant_id, page, now_ns)
+    )
 
 
 async def stream_console(
@@ -118,6 +144,8 @@ def _console(context: Context, vm: Vm) -> Path | None:
     for path in (
         None if handle is None else handle.console_path,
         context.jails.archived_console(vm.vm_id),
+        # Between two VMMs there is no handle that knows.
+        vm.evidence.jail_dir / CONSOLE_NAME if vm.evidence is not None else None,
     ):
         if path is not None and path.is_file():
             return path

@@ -5,12 +5,12 @@ lives is taken over; what ended while nobody watched is told with what can be kn
 off half-way is undone.
 """
 
-from dataclasses import replace
-
 from ironworks.metald import decide, store
+from ironworks.metald.app import health
 from ironworks.metald.app.boot import attach_metering
 from ironworks.metald.app.cleanup import clean_up, end_vmm, fail
 from ironworks.metald.app.context import Context, log
+from ironworks.metald.app.drift import keep
 from ironworks.metald.app.watch import settle_stopped, start_watch, vmm_ended
 from ironworks.metald.drivers.driver import DriverError, ExitKind, ExitReport, Handle
 from ironworks.metald.types import Vm, VmState
@@ -46,9 +46,12 @@ async def _converge(context: Context, vm_id: str) -> bool:
 
 
 async def _converge_live(context: Context, vm: Vm) -> bool:
+    if vm.restart_at_ns:
+        # Whatever lives of it is replaced when its time has come.
+        return False
     handle, problem = await _find(context, vm)
     if handle is None and problem:
-        return await note_drift(context, vm, (problem,))
+        return await keep(context, vm, (problem,))
     interrupted = decide.after_restart(vm.state, vmm_alive=handle is not None)
     if interrupted is not None:
         await _finish(context, vm, interrupted)
@@ -74,6 +77,8 @@ async def _find(context: Context, vm: Vm) -> tuple[Handle | None, str]:
     start_watch(context, vm.vm_id, handle)
     if vm.state in _METERED:
         await attach_metering(context, vm, handle)
+    if vm.state is VmState.RUNNING:
+        health.start(context, vm)
     log.info("vm_adopted", vm_id=vm.vm_id, pid=vm.evidence.pid, state=vm.state.value)
     return handle, ""
 
@@ -99,15 +104,6 @@ async def _finish_deletion(context: Context, vm: Vm) -> bool:
     if clean:
         await context.move(vm, VmState.DELETED, "Nothing is left of it.")
     return clean
-
-
-async def note_drift(context: Context, vm: Vm, drift: tuple[str, ...]) -> bool:
-    """Keep what differs from what should be; answers whether that is news."""
-    if vm.drift == drift:
-        return False
-    await context.amend(replace(vm, drift=drift))
-    log.warning("vm_drift", vm_id=vm.vm_id, drift=drift)
-    return True
 
 
 async def recover_all(context: Context) -> None:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ironworks.metald import decide
+from ironworks.metald.app import health
 from ironworks.metald.app.cleanup import clean_up, end_vmm, fail
-from ironworks.metald.app.context import Context, log
+from ironworks.metald.app.context import Context, Once, log
 from ironworks.metald.app.watch import settle_stopped
 from ironworks.metald.drivers.driver import DriverError, ExitReport, Handle
 from ironworks.metald.types import MAX_REASON_CHARS, Vm, VmState
@@ -16,8 +17,8 @@ from ironworks.model.errors import FailedPrecondition, InvalidRequest, Unimpleme
 MIN_SHUTDOWN_SECONDS = 0.1
 MAX_SHUTDOWN_SECONDS = 600.0
 INTERRUPT_SECONDS = 30.0
-_BOOT = frozenset({"boot"})
-_BOOT_OR_SHUTDOWN = frozenset({"boot", "shutdown"})
+_BOOTS = frozenset({"boot", "reboot", "restart"})
+_BOOTS_AND_SHUTDOWN = _BOOTS | {"shutdown"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,14 +53,18 @@ def shutdown_request(
     )
 
 
-async def shutdown_vm(context: Context, vm: Vm, request: Shutdown) -> Vm:
+async def shutdown_vm(
+    context: Context, vm: Vm, request: Shutdown, *, once: Once | None = None
+) -> Vm:
     """End a VM: ask the guest, wait, then by force; see VmService.ShutdownVm."""
     if vm.state is VmState.STOPPED:
         return vm
     if vm.state is not VmState.STOPPING:
         decide.check_transition(vm, VmState.STOPPING)
-    await context.operations.interrupt(vm.vm_id, _BOOT, INTERRUPT_SECONDS)
-    return await _exclusively(context, vm.vm_id, "shutdown", _shutdown(context, vm.vm_id, request))
+    await context.operations.interrupt(vm.vm_id, _BOOTS, INTERRUPT_SECONDS)
+    return await _exclusively(
+        context, vm.vm_id, "shutdown", _shutdown(context, vm.vm_id, request, once)
+    )
 
 
 async def _exclusively(
@@ -73,26 +78,26 @@ async def _exclusively(
     return await context.operations.run(vm_id, work, name)
 
 
-async def _shutdown(context: Context, vm_id: str, request: Shutdown) -> Vm:
+async def _shutdown(context: Context, vm_id: str, request: Shutdown, once: Once | None) -> Vm:
     vm = await context.read(vm_id)
     if vm.state is VmState.STOPPED:
         return vm
     had_guest = vm.state in decide.HAS_GUEST
     paused = vm.state is VmState.PAUSED
     if vm.state is not VmState.STOPPING:
-        vm = await context.move(vm, VmState.STOPPING, request.reason)
+        vm = await context.move(vm, VmState.STOPPING, request.reason, once=once)
     handle = context.handles.get(vm_id)
     report: ExitReport | None = None
     if handle is not None and had_guest and not request.force:
-        report = await _gracefully(context, vm, handle, request, paused=paused)
+        report = await ask_to_end(context, vm, handle, request, paused=paused)
     if report is None:
         report = await end_vmm(context, vm)
     sentence = request.reason if report is None else report.sentence
     return await settle_stopped(context, vm, report, sentence)
 
 
-async def _gracefully(
-    context: Context, vm: Vm, handle: Handle, request: Shutdown, *, paused: bool
+async def ask_to_end(
+    context: Context, vm: Vm, handle: Handle, request: Shutdown, *, paused: bool = False
 ) -> ExitReport | None:
     """How the guest ended by itself; None if it did not in time, or cannot be asked."""
     try:
@@ -108,17 +113,17 @@ async def _gracefully(
     return None
 
 
-async def pause_vm(context: Context, vm: Vm) -> Vm:
+async def pause_vm(context: Context, vm: Vm, *, once: Once | None = None) -> Vm:
     """Stop the vCPUs of a RUNNING VM."""
     if vm.state is VmState.PAUSED:
         return vm
     decide.check_transition(vm, VmState.PAUSED)
     return await _exclusively(
-        context, vm.vm_id, "pause", _switch(context, vm.vm_id, VmState.PAUSED)
+        context, vm.vm_id, "pause", _switch(context, vm.vm_id, VmState.PAUSED, once)
     )
 
 
-async def resume_vm(context: Context, vm: Vm) -> Vm:
+async def resume_vm(context: Context, vm: Vm, *, once: Once | None = None) -> Vm:
     """Let the vCPUs of a PAUSED VM run on."""
     if vm.state is VmState.RUNNING:
         return vm
@@ -126,14 +131,18 @@ async def resume_vm(context: Context, vm: Vm) -> Vm:
         # The table has BOOTING → RUNNING too, which is not for this call to make.
         raise FailedPrecondition(f"VM {vm.vm_id} is {vm.state}, not paused.")
     return await _exclusively(
-        context, vm.vm_id, "resume", _switch(context, vm.vm_id, VmState.RUNNING)
+        context, vm.vm_id, "resume", _switch(context, vm.vm_id, VmState.RUNNING, once)
     )
 
 
-async def _switch(context: Context, vm_id: str, after: VmState) -> Vm:
+async def _switch(context: Context, vm_id: str, after: VmState, once: Once | None) -> Vm:
     vm = await context.read(vm_id)
     decide.check_transition(vm, after)
     handle = context.handles.get(vm_id)
+    if vm.restart_at_ns:
+        raise FailedPrecondition(
+            f"VM {vm_id} is being booted again.", hint="Wait until it is ready."
+        )
     if handle is None:
         raise FailedPrecondition(f"The VMM of VM {vm_id} cannot be controlled.")
     if not context.probes[handle.evidence.kind].capabilities.pause:
@@ -141,24 +150,29 @@ async def _switch(context: Context, vm_id: str, after: VmState) -> Vm:
     try:
         if after is VmState.PAUSED:
             await handle.pause()
-            return await context.move(vm, after, "It was asked to pause.")
+            health.stop(context, vm_id)
+            return await context.move(vm, after, "It was asked to pause.", once=once)
         await handle.resume()
-        return await context.move(vm, after, "It was asked to run on.")
+        resumed = await context.move(vm, after, "It was asked to run on.", once=once)
     except DriverError as error:
         raise FailedPrecondition(f"VM {vm_id}: {error.sentence}") from error
+    health.start(context, resumed)
+    return resumed
 
 
-async def delete_vm(context: Context, vm: Vm, *, force: bool) -> Vm:
+async def delete_vm(context: Context, vm: Vm, *, force: bool, once: Once | None = None) -> Vm:
     """Remove a VM and everything of it; see VmService.DeleteVm."""
     if vm.state is VmState.DELETED:
         return vm
     decide.path_to_deleting(vm, force=force)
     if force:
-        await context.operations.interrupt(vm.vm_id, _BOOT_OR_SHUTDOWN, INTERRUPT_SECONDS)
-    return await _exclusively(context, vm.vm_id, "delete", _delete(context, vm.vm_id, force=force))
+        await context.operations.interrupt(vm.vm_id, _BOOTS_AND_SHUTDOWN, INTERRUPT_SECONDS)
+    return await _exclusively(
+        context, vm.vm_id, "delete", _delete(context, vm.vm_id, force=force, once=once)
+    )
 
 
-async def _delete(context: Context, vm_id: str, *, force: bool) -> Vm:
+async def _delete(context: Context, vm_id: str, *, force: bool, once: Once | None) -> Vm:
     vm = await context.read(vm_id)
     reason = "It was asked to be deleted."
     for state in decide.path_to_deleting(vm, force=force):
@@ -171,7 +185,7 @@ async def _delete(context: Context, vm_id: str, *, force: bool) -> Vm:
     if vm.state is VmState.DELETED:
         return vm
     if vm.state is not VmState.DELETING:
-        vm = await context.move(vm, VmState.DELETING, reason)
+        vm = await context.move(vm, VmState.DELETING, reason, once=once)
     vm, clean = await clean_up(context, vm)
     await context.jails.forget_console(vm_id)
     if not clean:

@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 from ironworks.metald import decide, store
-from ironworks.metald.app.cleanup import clean_up, fail
+from ironworks.metald.app.cleanup import clean_up, fail, power_off
 from ironworks.metald.app.context import Context, log
-from ironworks.metald.drivers.driver import ExitReport, Handle
+from ironworks.metald.drivers.driver import DriverError, ExitReport, Handle
 from ironworks.metald.types import Vm, VmState
-from ironworks.model.errors import Aborted
+from ironworks.model.errors import Aborted, IronError
 
 
 def start_watch(context: Context, vm_id: str, handle: Handle) -> None:
@@ -22,7 +22,7 @@ async def _watch(context: Context, vm_id: str, handle: Handle) -> None:
         await context.operations.settled(vm_id)
         vm = await context.db.read(lambda connection: store.find_vm(connection, vm_id))
         gone = context.handles.get(vm_id) is not handle
-        if gone or vm is None or vm.state not in decide.HAS_VMM:
+        if gone or vm is None or vm.state not in decide.HAS_VMM or vm.restart_at_ns:
             return
         try:
             context.operations.begin(vm_id, "end")
@@ -33,17 +33,36 @@ async def _watch(context: Context, vm_id: str, handle: Handle) -> None:
 
 
 async def vmm_ended(context: Context, vm_id: str, report: ExitReport) -> Vm | None:
-    """Bring a VM's state in line with the end of its VMM; None if there is nothing to do."""
+    """Bring a VM's state in line with an end that nobody asked for; None: there is no such VM.
+
+    Its restart policy has the first word. What still runs of it is ended.
+    """
     vm = await context.db.read(lambda connection: store.find_vm(connection, vm_id))
-    if vm is None or vm.state not in decide.HAS_VMM:
+    if vm is None or vm.state not in decide.HAS_VMM or vm.restart_at_ns:
         return vm
     report = context.explain_end(vm, report)
     log.info("vmm_ended", vm_id=vm_id, kind=report.kind.value, sentence=report.sentence)
+    plan = decide.restart(vm, report, context.host.state, now_ns=context.clock.now_ns())
+    if plan is not None:
+        return await follow_plan(context, vm, plan, report)
     if decide.after_end(vm.state, report) is VmState.FAILED:
         return await fail(context, vm, report.sentence, report=report)
     if vm.state is not VmState.STOPPING:
         vm = await context.move(vm, VmState.STOPPING, report.sentence)
     return await settle_stopped(context, vm, report, report.sentence)
+
+
+async def follow_plan(context: Context, vm: Vm, plan: decide.Restart, report: ExitReport) -> Vm:
+    """Do what a restart policy has decided: write when the VM is booted again, or give it up."""
+    if plan.line is None:
+        return await fail(context, vm, plan.reason, report=report)
+    waiting = await context.commit(vm, plan.vm, plan.line)
+    try:
+        await power_off(context, waiting)
+    except (DriverError, IronError, OSError) as error:
+        # The restart itself ends what still runs, cgroup and all.
+        log.warning("power_off_failed", vm_id=vm.vm_id, error=repr(error))
+    return waiting
 
 
 async def settle_stopped(context: Context, vm: Vm, report: ExitReport | None, reason: str) -> Vm:

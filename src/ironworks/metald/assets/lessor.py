@@ -10,7 +10,7 @@ from typing import Protocol
 
 from ironworks.gen.ironworks.assetmanagerd.v1 import asset_pb as pb
 from ironworks.gen.ironworks.assetmanagerd.v1.asset_connect import AssetServiceClient
-from ironworks.metald.decide import ImageDefaults
+from ironworks.metald.types import ImageDefaults
 from ironworks.model.errors import FailedPrecondition, NotFound
 from ironworks.runtime.rpc.client import Clients
 

@@ -66,6 +66,10 @@ class Groups(Protocol):
         """Make it with its limits; all of it or nothing. Idempotent."""
         ...
 
+    async def enter(self, group: Group, pid: int) -> None:
+        """Put a process and all that descend from it into it."""
+        ...
+
     async def remove(self, vm_id: str) -> None:
         """Kill what is in it, wait until it is empty, remove it. Idempotent."""
         ...
@@ -158,6 +162,10 @@ class HostGroups:
         ):
             path.write_text(str(value), encoding="ascii")
 
+    async def enter(self, group: Group, pid: int) -> None:
+        """Put a process and all that descend from it into it."""
+        await asyncio.to_thread(_enter, group, pid)
+
     async def remove(self, vm_id: str) -> None:
         """Kill what is in it, wait until it is empty, remove it. Idempotent.
 
@@ -241,6 +249,23 @@ def _each_pid(group: Group, act: Callable[[int], None]) -> bool:
                 with contextlib.suppress(ProcessLookupError):
                     act(int(line))
     return found
+
+
+def _enter(group: Group, pid: int) -> None:
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                stat = (entry / "stat").read_text(encoding="ascii", errors="replace")
+                parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
+    family = {pid}
+    while more := {child for child, parent in parents.items() if parent in family} - family:
+        family |= more
+    for path in group.join_paths:
+        for member in sorted(family):
+            # One that has ended meanwhile needs no place.
+            with contextlib.suppress(ProcessLookupError):
+                path.write_text(str(member), encoding="ascii")
 
 
 def _kill(pid: int) -> None:

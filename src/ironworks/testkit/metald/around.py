@@ -8,15 +8,17 @@ from pathlib import Path
 
 from ironworks.metald.assets.lessor import Leased, LeasedAsset
 from ironworks.metald.cgroup.groups import Group, GroupLimits
-from ironworks.metald.decide import ImageDefaults
 from ironworks.metald.drivers.driver import (
     DriverError,
 )
 from ironworks.metald.network.naming import SlotNames, names_of
+from ironworks.metald.network.plan import Plan
 from ironworks.metald.network.slots import SlotTakenError
+from ironworks.metald.network.stats import Denied, NetworkStats
 from ironworks.metald.sampling import VmSource
 from ironworks.metald.steps import Step
-from ironworks.model.errors import NotFound
+from ironworks.metald.types import ImageDefaults
+from ironworks.model.errors import FailedPrecondition, NotFound
 from ironworks.model.ids import derived_id
 from ironworks.testkit.metald.values import INITRD, KERNEL, ROOTFS
 
@@ -119,22 +121,83 @@ class MemoryNetwork:
         self._tag = tag
         self.made: set[int] = set()
         self.foreign: set[int] = set()
+        self.plans: dict[int, Plan] = {}
+        self.waiting: list[int] = []
+        self.reserved: set[int] = set()
 
     def names(self, slot: int) -> SlotNames:
         """See `Network`."""
         return names_of(self._tag, slot)
 
-    async def create(self, slot: int, owner_uid: int) -> SlotNames:
+    @property
+    def ready(self) -> tuple[int, ...]:
+        """See `Network`."""
+        return tuple(self.waiting)
+
+    @property
+    def pooled(self) -> frozenset[int]:
+        """See `Network`."""
+        return frozenset(self.waiting) | self.reserved
+
+    async def create(self, slot: int, owner_uid: int, plan: Plan | None = None) -> SlotNames:
         """See `Network`."""
         del owner_uid
-        if slot in self.foreign or slot in self.made:
+        if slot in self.foreign or (slot in self.made and slot not in self.waiting):
             raise SlotTakenError(str(slot))
+        if slot in self.waiting:
+            self.waiting.remove(slot)
         self.made.add(slot)
+        self.plans[slot] = plan or Plan()
         return self.names(slot)
+
+    async def apply(self, slot: int, plan: Plan) -> None:
+        """See `Network`."""
+        self.plans[slot] = plan
+
+    async def mend(self, slot: int, owner_uid: int, plan: Plan, pid: int | None) -> tuple[str, ...]:
+        """See `Network`."""
+        del owner_uid, pid
+        gone = await self.drift(slot)
+        self.made.add(slot)
+        self.plans[slot] = plan
+        return gone
+
+    async def mend_fabric(self) -> bool:
+        """See `Network`."""
+        return False
 
     async def remove(self, slot: int) -> None:
         """See `Network`."""
+        if slot in self.waiting:
+            self.waiting.remove(slot)
         self.made.discard(slot)
+        self.plans.pop(slot, None)
+
+    async def stats(self, slot: int) -> NetworkStats:
+        """See `Network`."""
+        if slot not in self.made:
+            raise FailedPrecondition("The network of the VM is not there.")
+        refused = (Denied(rule="egress", packets=2, bytes=120),)
+        return NetworkStats(in_bytes=10, out_bytes=20, denied=refused)
+
+    def reserve(self, slot: int) -> None:
+        """See `Network`."""
+        self.reserved.add(slot)
+
+    async def prepare(self, slot: int, owner_uid: int) -> bool:
+        """See `Network`."""
+        del owner_uid
+        self.reserved.discard(slot)
+        if slot in self.foreign:
+            return False
+        self.made.add(slot)
+        self.waiting.append(slot)
+        return True
+
+    async def drain(self) -> None:
+        """See `Network`."""
+        self.made -= set(self.waiting)
+        self.waiting.clear()
 
     async def present(self) -> frozenset[int]:
         """See `Network`."""
@@ -151,6 +214,7 @@ class MemoryGroups:
     def __init__(self) -> None:
         self.made: dict[str, GroupLimits] = {}
         self.kills: defaultdict[str, int] = defaultdict(int)
+        self.entered: list[tuple[str, int]] = []
 
     def group(self, vm_id: str) -> Group:
         """See `Groups`."""
@@ -166,6 +230,10 @@ class MemoryGroups:
         """See `Groups`."""
         self.made[vm_id] = limits
         return self.group(vm_id)
+
+    async def enter(self, group: Group, pid: int) -> None:
+        """See `Groups`."""
+        self.entered.append((group.directories[0].name, pid))
 
     async def remove(self, vm_id: str) -> None:
         """See `Groups`."""

@@ -15,8 +15,8 @@ ROOTFS = derived_id("ast", "rootfs")
 KERNEL = derived_id("ast", "kernel")
 INITRD = derived_id("ast", "initrd")
 LIMITS = Limits(
-    capacity=Resources(vcpus=16, memory_bytes=8 * GIB, vms=100),
-    largest=Resources(vcpus=4, memory_bytes=4 * GIB, vms=1),
+    capacity=Resources(vcpus=16, memory_bytes=8 * GIB, disk_bytes=64 * GIB, vms=100),
+    largest=Resources(vcpus=4, memory_bytes=4 * GIB, disk_bytes=64 * GIB, vms=1),
 )
 
 

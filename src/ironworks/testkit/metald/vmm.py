@@ -17,6 +17,7 @@ from ironworks.metald.drivers.driver import (
     ExitKind,
     ExitReport,
     GuestEndedError,
+    GuestMemory,
     Probe,
     VmmSpec,
 )
@@ -115,6 +116,11 @@ class MemoryHandle:
         """See `Handle`."""
         return BlockCounters(read_bytes=1, written_bytes=2, read_operations=3, write_operations=4)
 
+    async def guest_memory(self) -> GuestMemory:
+        """See `Handle`."""
+        size_bytes = self._vmm.spec.memory_bytes
+        return GuestMemory(total_bytes=size_bytes, available_bytes=size_bytes)
+
     async def close(self) -> None:
         """See `Handle`."""
 
@@ -192,6 +198,11 @@ class MemoryDriver:
         if vmm is not None and vmm.report is not None:
             return vmm.report
         return ExitReport(kind=ExitKind.LOST, sentence="How it ended is not known.")
+
+    async def reboot(self, spec: VmmSpec, evidence: Evidence) -> MemoryHandle:
+        """See `Driver`."""
+        await self.destroy(spec.jail_dir, evidence)
+        return await self.create(spec)
 
     async def destroy(self, jail_dir: Path, evidence: Evidence | None) -> None:
         """See `Driver`."""

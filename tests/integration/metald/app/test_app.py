@@ -29,7 +29,7 @@ async def w(tmp_path: Path) -> AsyncGenerator[World]:
 
 
 async def booted(w: World, **changes: object) -> Vm:
-    spec = vm_spec(**{"readiness": Readiness(tcp_port=8080), **changes})
+    spec = vm_spec(**{"readiness": Readiness(port=8080), **changes})
     vm = await create.create_vm(
         w.context, tenant_id=TENANT, vm_id="", spec=spec, idempotency_key=""
     )
@@ -122,7 +122,7 @@ async def test_failures_of_a_guest_have_a_sentence(w: World) -> None:
     with pytest.raises(DeadlineExceeded, match="within 1 seconds"):
         await late(w, workload=with_env("IW_FAKE_NEVER_READY=1"))
     with pytest.raises(DeadlineExceeded, match="within 1 seconds"):
-        await late(w, readiness=Readiness(tcp_port=81))
+        await late(w, readiness=Readiness(port=81))
     assert await w.left() == {}
 
 

@@ -19,7 +19,7 @@ from ironworks.gen.ironworks.assetmanagerd.v1 import asset_pb as pb
 from ironworks.gen.ironworks.assetmanagerd.v1.asset_connect import AssetServiceClient
 from ironworks.gen.ironworks.common.v1 import common_pb
 from ironworks.metald.assets.lessor import AssetClient
-from ironworks.metald.decide import ImageDefaults
+from ironworks.metald.types import ImageDefaults
 from ironworks.model.errors import FailedPrecondition, IronError, NotFound, Unavailable
 from ironworks.model.ids import derived_id
 from ironworks.runtime.clock import SystemClock

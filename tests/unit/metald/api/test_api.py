@@ -3,8 +3,16 @@ from protobuf import Oneof
 
 from ironworks.gen.ironworks.metald.v1 import vm_pb as pb
 from ironworks.metald.api import messages
-from ironworks.metald.types import Readiness, Transition, VmFilter, VmState, Workload
-from ironworks.model.errors import InvalidRequest, Unimplemented
+from ironworks.metald.types import (
+    Readiness,
+    RestartMode,
+    RestartPolicy,
+    Transition,
+    VmFilter,
+    VmState,
+    Workload,
+)
+from ironworks.model.errors import InvalidRequest
 from ironworks.testkit.metald import KERNEL, ROOTFS, TENANT
 
 FULL = pb.VmSpec(
@@ -50,7 +58,7 @@ def test_a_full_specification_is_read() -> None:
         stop_signal="SIGINT",
         stop_grace_seconds=3,
     )
-    assert read.readiness == Readiness(tcp_port=8080, period_seconds=0.5, timeout_seconds=2)
+    assert read.readiness == Readiness(port=8080, period_seconds=0.5, timeout_seconds=2)
     assert list(read.labels) == ["a", "b"]
     assert read.cpu_weight == 50
 
@@ -61,7 +69,7 @@ def test_what_is_left_empty_gets_its_documented_default() -> None:
     )
     assert read.cpu_weight == 200
     assert read.workload == Workload(stop_grace_seconds=10)
-    assert read.readiness == Readiness(tcp_port=1, period_seconds=0.1, timeout_seconds=1)
+    assert read.readiness == Readiness(port=1, period_seconds=1, timeout_seconds=1)
     assert messages.read_spec(spec(readiness=pb.ReadinessCheck())).readiness is None
 
 
@@ -71,24 +79,21 @@ def test_a_specification_without_a_root_is_refused(message: pb.VmSpec | None) ->
         messages.read_spec(message)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"disk_bytes": 1},
-        {"restart": pb.RestartPolicy(mode=pb.RestartMode.ALWAYS)},
-        {"network": pb.VmNetworkSpec(egress=[pb.EgressRule(cidr="0.0.0.0/0")])},
-        {"network": pb.VmNetworkSpec(published_ports=[pb.PublishedPort(guest_port=1)])},
-        {"network": pb.VmNetworkSpec(nameservers=["192.0.2.53"])},
-        {"rate_limits": pb.RateLimits(disk_bytes_per_second=1)},
-        {"rate_limits": pb.RateLimits(network_out_bytes_per_second=1)},
-        {"workload": pb.Workload(image_init=True)},
-        {"readiness": pb.ReadinessCheck(probe=Oneof("http", pb.HttpProbe(port=1)))},
-    ],
-)
-def test_what_is_not_built_yet_is_refused_and_never_ignored(changes: dict[str, object]) -> None:
-    with pytest.raises(Unimplemented) as error:
-        messages.read_spec(spec(**changes))
-    assert "spec." in error.value.hint
+def test_checks_and_policies_are_read() -> None:
+    http = pb.HttpProbe(port=80, expected_status=204)
+    check = pb.ReadinessCheck(probe=Oneof("http", http), failure_threshold=5, success_threshold=2)
+    policy = pb.RestartPolicy(mode=pb.RestartMode.ON_FAILURE, min_backoff_seconds=90)
+    read = messages.read_spec(spec(readiness=check, restart=policy, disk_bytes=7))
+    assert read.readiness == Readiness(
+        port=80, http_path="/", expected_status=204, failure_threshold=5, success_threshold=2
+    )
+    # A longest wait that is not given is never less than the first.
+    assert read.restart == RestartPolicy(
+        mode=RestartMode.ON_FAILURE, min_backoff_seconds=90, max_backoff_seconds=90
+    )
+    assert read.disk_bytes == 7
+    with pytest.raises(InvalidRequest, match="mode"):
+        messages.read_spec(spec(restart=pb.RestartPolicy(mode=pb.RestartMode(77))))
 
 
 def test_what_asks_for_nothing_is_no_demand() -> None:

@@ -207,8 +207,8 @@ async def test_more_than_the_host_has_is_refused_before_anything_is_made(w: Worl
 
 async def test_concurrent_creates_never_exceed_capacity(tmp_path: Path) -> None:
     limits = Limits(
-        capacity=Resources(vcpus=7, memory_bytes=100 * GIB, vms=100),
-        largest=Resources(vcpus=4, memory_bytes=4 * GIB, vms=1),
+        capacity=Resources(vcpus=7, memory_bytes=100 * GIB, disk_bytes=100 * GIB, vms=100),
+        largest=Resources(vcpus=4, memory_bytes=4 * GIB, disk_bytes=4 * GIB, vms=1),
     )
     async with world(tmp_path, limits=limits) as w:
         results = await asyncio.gather(*(make(w) for _ in range(30)), return_exceptions=True)

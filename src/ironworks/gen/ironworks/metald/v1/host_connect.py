@@ -61,7 +61,8 @@ class HostService(Protocol):
 
     async def drain_host(self, request: DrainHostRequest, ctx: RequestContext[DrainHostRequest, Host], /) -> Host:
         """
-        Takes no new VMs and ends those that it has; answers at once, GetHost tells how far it is.
+        Takes no new VMs and ends those that it has; answers at once, `Host.drain` tells how far it is.
+        Restart policies have no say meanwhile.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -344,7 +345,8 @@ class HostServiceClient(ConnectClient):
         timeout_ms: int | None = None,
     ) -> Host:
         """
-        Takes no new VMs and ends those that it has; answers at once, GetHost tells how far it is.
+        Takes no new VMs and ends those that it has; answers at once, `Host.drain` tells how far it is.
+        Restart policies have no say meanwhile.
         """
         return await self.execute_unary(
             request=request,
@@ -509,7 +511,8 @@ class HostServiceSync(Protocol):
 
     def drain_host(self, request: DrainHostRequest, ctx: RequestContext[DrainHostRequest, Host], /) -> Host:
         """
-        Takes no new VMs and ends those that it has; answers at once, GetHost tells how far it is.
+        Takes no new VMs and ends those that it has; answers at once, `Host.drain` tells how far it is.
+        Restart policies have no say meanwhile.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -790,7 +793,8 @@ class HostServiceClientSync(ConnectClientSync):
         timeout_ms: int | None = None,
     ) -> Host:
         """
-        Takes no new VMs and ends those that it has; answers at once, GetHost tells how far it is.
+        Takes no new VMs and ends those that it has; answers at once, `Host.drain` tells how far it is.
+        Restart policies have no say meanwhile.
         """
         return self.execute_unary(
             request=request,

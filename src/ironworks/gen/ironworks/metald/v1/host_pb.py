@@ -150,7 +150,7 @@ class HostDriver(Message[_HostDriverFields]):
         sentence: str
         chosen: bool
 
-_HostFields: TypeAlias = Literal["id", "name", "region", "zone", "labels", "state", "reason", "capacity", "allocated", "reserved", "largest_vm", "drivers", "default_kernel_asset_id", "default_initrd_asset_id", "architecture", "kernel_version", "version", "cgroup_layout", "url", "started_at_ns", "generation"]
+_HostFields: TypeAlias = Literal["id", "name", "region", "zone", "labels", "state", "reason", "capacity", "allocated", "reserved", "largest_vm", "drivers", "default_kernel_asset_id", "default_initrd_asset_id", "architecture", "kernel_version", "version", "cgroup_layout", "url", "started_at_ns", "generation", "drain"]
 
 class Host(Message[_HostFields]):
     """
@@ -282,14 +282,20 @@ class Host(Message[_HostFields]):
             int64 started_at_ns = 20;
             ```
         generation:
-            Grows by one with every change of what is above, times apart.
+            Grows with every change of what is above, also over restarts of metald.
 
             ```proto
             int64 generation = 21;
             ```
+        drain:
+            How far a drain is; absent if none was ordered.
+
+            ```proto
+            optional ironworks.metald.v1.HostDrain drain = 22;
+            ```
     """
 
-    __slots__ = ("id", "name", "region", "zone", "labels", "state", "reason", "capacity", "allocated", "reserved", "largest_vm", "drivers", "default_kernel_asset_id", "default_initrd_asset_id", "architecture", "kernel_version", "version", "cgroup_layout", "url", "started_at_ns", "generation")
+    __slots__ = ("id", "name", "region", "zone", "labels", "state", "reason", "capacity", "allocated", "reserved", "largest_vm", "drivers", "default_kernel_asset_id", "default_initrd_asset_id", "architecture", "kernel_version", "version", "cgroup_layout", "url", "started_at_ns", "generation", "drain")
 
     if TYPE_CHECKING:
 
@@ -317,6 +323,7 @@ class Host(Message[_HostFields]):
             url: str = "",
             started_at_ns: int = 0,
             generation: int = 0,
+            drain: HostDrain | None = None,
         ) -> None:
             pass
 
@@ -341,6 +348,63 @@ class Host(Message[_HostFields]):
         url: str
         started_at_ns: int
         generation: int
+        drain: HostDrain | None
+
+_HostDrainFields: TypeAlias = Literal["started_at_ns", "vms_at_start", "vms_left", "problems"]
+
+class HostDrain(Message[_HostDrainFields]):
+    """
+    HostDrain tells of an order to end every VM of a host.
+
+    ```proto
+    message ironworks.metald.v1.HostDrain
+    ```
+
+    Attributes:
+        started_at_ns:
+            When it was ordered, UTC nanoseconds.
+
+            ```proto
+            int64 started_at_ns = 1;
+            ```
+        vms_at_start:
+            VMs that there were.
+
+            ```proto
+            int32 vms_at_start = 2;
+            ```
+        vms_left:
+            VMs that there still are.
+
+            ```proto
+            int32 vms_left = 3;
+            ```
+        problems:
+            VMs that could not be ended yet, each a sentence; they are tried again.
+
+            ```proto
+            repeated string problems = 4;
+            ```
+    """
+
+    __slots__ = ("started_at_ns", "vms_at_start", "vms_left", "problems")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            started_at_ns: int = 0,
+            vms_at_start: int = 0,
+            vms_left: int = 0,
+            problems: list[str] | None = None,
+        ) -> None:
+            pass
+
+        started_at_ns: int
+        vms_at_start: int
+        vms_left: int
+        problems: list[str]
 
 _GetHostRequestFields: TypeAlias = NoReturn
 
@@ -551,7 +615,8 @@ _ReservationFields: TypeAlias = Literal["id", "tenant_id", "resources", "expires
 
 class Reservation(Message[_ReservationFields]):
     """
-    Reservation is capacity that is set aside for a VM to come.
+    Reservation is capacity that is set aside for VMs to come. What their VMMs need beside it is set
+    aside too.
 
     ```proto
     message ironworks.metald.v1.Reservation
@@ -627,13 +692,14 @@ class ReserveCapacityRequest(Message[_ReserveCapacityRequestFields]):
             string reservation_id = 2;
             ```
         resources:
-            How much.
+            How much; `vms` 0 means 1.
 
             ```proto
             optional ironworks.metald.v1.HostResources resources = 3;
             ```
         ttl_seconds:
-            For how long, 1 to 3,600; 0 means the default of 60 seconds.
+            For how long, 1 to 3,600; 0 means the default of 60 seconds. The same reservation asked for again is
+            kept so much longer.
 
             ```proto
             double ttl_seconds = 4;
@@ -796,6 +862,7 @@ _TenantQuotaFields: TypeAlias = Literal["tenant_id", "limit", "used"]
 class TenantQuota(Message[_TenantQuotaFields]):
     """
     TenantQuota bounds what one tenant may have on this host; 0 in a field of `limit` means no limit.
+    Memory and disk count with what a VM's VMM itself needs.
 
     ```proto
     message ironworks.metald.v1.TenantQuota
@@ -968,7 +1035,7 @@ class HostState(Enum):
 
 
 _DESC = file_desc(
-    b'\n\x1eironworks/metald/v1/host.proto\x12\x13ironworks.metald.v1\x1a ironworks/common/v1/common.proto"y\n\rHostResources\x12\x14\n\x05vcpus\x18\x01 \x01(\x05R\x05vcpus\x12!\n\x0cmemory_bytes\x18\x02 \x01(\x03R\x0bmemoryBytes\x12\x1d\n\ndisk_bytes\x18\x03 \x01(\x03R\tdiskBytes\x12\x10\n\x03vms\x18\x04 \x01(\x05R\x03vms"\xa2\x01\n\nHostDriver\x12\x12\n\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1c\n\tavailable\x18\x02 \x01(\x08R\tavailable\x12\x14\n\x05accel\x18\x03 \x01(\tR\x05accel\x12\x18\n\x07version\x18\x04 \x01(\tR\x07version\x12\x1a\n\x08sentence\x18\x05 \x01(\tR\x08sentence\x12\x16\n\x06chosen\x18\x06 \x01(\x08R\x06chosen"\xac\x07\n\x04Host\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n\x06region\x18\x03 \x01(\tR\x06region\x12\x12\n\x04zone\x18\x04 \x01(\tR\x04zone\x12=\n\x06labels\x18\x05 \x03(\x0b2%.ironworks.metald.v1.Host.LabelsEntryR\x06labels\x124\n\x05state\x18\x06 \x01(\x0e2\x1e.ironworks.metald.v1.HostStateR\x05state\x12\x16\n\x06reason\x18\x07 \x01(\tR\x06reason\x12>\n\x08capacity\x18\x08 \x01(\x0b2".ironworks.metald.v1.HostResourcesR\x08capacity\x12@\n\tallocated\x18\t \x01(\x0b2".ironworks.metald.v1.HostResourcesR\tallocated\x12>\n\x08reserved\x18\n \x01(\x0b2".ironworks.metald.v1.HostResourcesR\x08reserved\x12A\n\nlargest_vm\x18\x0b \x01(\x0b2".ironworks.metald.v1.HostResourcesR\tlargestVm\x129\n\x07drivers\x18\x0c \x03(\x0b2\x1f.ironworks.metald.v1.HostDriverR\x07drivers\x125\n\x17default_kernel_asset_id\x18\r \x01(\tR\x14defaultKernelAssetId\x125\n\x17default_initrd_asset_id\x18\x0e \x01(\tR\x14defaultInitrdAssetId\x12"\n\x0carchitecture\x18\x0f \x01(\tR\x0carchitecture\x12%\n\x0ekernel_version\x18\x10 \x01(\tR\rkernelVersion\x12\x18\n\x07version\x18\x11 \x01(\tR\x07version\x12#\n\rcgroup_layout\x18\x12 \x01(\tR\x0ccgroupLayout\x12\x10\n\x03url\x18\x13 \x01(\tR\x03url\x12"\n\rstarted_at_ns\x18\x14 \x01(\x03R\x0bstartedAtNs\x12\x1e\n\ngeneration\x18\x15 \x01(\x03R\ngeneration\x1a9\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x028\x01"\x10\n\x0eGetHostRequest"=\n\x10WatchHostRequest\x12)\n\x10after_generation\x18\x01 \x01(\x03R\x0fafterGeneration"B\n\x11WatchHostResponse\x12-\n\x04host\x18\x01 \x01(\x0b2\x19.ironworks.metald.v1.HostR\x04host"T\n\x11CordonHostRequest\x12\'\n\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason">\n\x13UncordonHostRequest\x12\'\n\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey"|\n\x10DrainHostRequest\x12\'\n\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason\x12\'\n\x0ftimeout_seconds\x18\x03 \x01(\x01R\x0etimeoutSeconds"\xa0\x01\n\x0bReservation\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x1b\n\ttenant_id\x18\x02 \x01(\tR\x08tenantId\x12@\n\tresources\x18\x03 \x01(\x0b2".ironworks.metald.v1.HostResourcesR\tresources\x12"\n\rexpires_at_ns\x18\x04 \x01(\x03R\x0bexpiresAtNs"\xcb\x01\n\x16ReserveCapacityRequest\x12\'\n\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12%\n\x0ereservation_id\x18\x02 \x01(\tR\rreservationId\x12@\n\tresources\x18\x03 \x01(\x0b2".ironworks.metald.v1.HostResourcesR\tresources\x12\x1f\n\x0bttl_seconds\x18\x04 \x01(\x01R\nttlSeconds"k\n\x19ReleaseReservationRequest\x12\'\n\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12%\n\x0ereservation_id\x18\x02 \x01(\tR\rreservationId"\x1c\n\x1aReleaseReservationResponse"O\n\x17ListReservationsRequest\x124\n\x04page\x18\x01 \x01(\x0b2 .ironworks.common.v1.PageRequestR\x04page"\x93\x01\n\x18ListReservationsResponse\x12D\n\x0creservations\x18\x01 \x03(\x0b2 .ironworks.metald.v1.ReservationR\x0creservations\x121\n\x04page\x18\x02 \x01(\x0b2\x1d.ironworks.common.v1.PageInfoR\x04page"\x9c\x01\n\x0bTenantQuota\x12\x1b\n\ttenant_id\x18\x01 \x01(\tR\x08tenantId\x128\n\x05limit\x18\x02 \x01(\x0b2".ironworks.metald.v1.HostResourcesR\x05limit\x126\n\x04used\x18\x03 \x01(\x0b2".ironworks.metald.v1.HostResourcesR\x04used"\x97\x01\n\x15SetTenantQuotaRequest\x12\'\n\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12\x1b\n\ttenant_id\x18\x02 \x01(\tR\x08tenantId\x128\n\x05limit\x18\x03 \x01(\x0b2".ironworks.metald.v1.HostResourcesR\x05limit"4\n\x15GetTenantQuotaRequest\x12\x1b\n\ttenant_id\x18\x01 \x01(\tR\x08tenantId*\x88\x01\n\tHostState\x12\x1a\n\x16HOST_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11HOST_STATE_ACTIVE\x10\x01\x12\x17\n\x13HOST_STATE_CORDONED\x10\x02\x12\x17\n\x13HOST_STATE_DRAINING\x10\x03\x12\x16\n\x12HOST_STATE_DRAINED\x10\x042\xb5\x07\n\x0bHostService\x12I\n\x07GetHost\x12#.ironworks.metald.v1.GetHostRequest\x1a\x19.ironworks.metald.v1.Host\x12\\\n\tWatchHost\x12%.ironworks.metald.v1.WatchHostRequest\x1a&.ironworks.metald.v1.WatchHostResponse0\x01\x12O\n\nCordonHost\x12&.ironworks.metald.v1.CordonHostRequest\x1a\x19.ironworks.metald.v1.Host\x12S\n\x0cUncordonHost\x12(.ironworks.metald.v1.UncordonHostRequest\x1a\x19.ironworks.metald.v1.Host\x12M\n\tDrainHost\x12%.ironworks.metald.v1.DrainHostRequest\x1a\x19.ironworks.metald.v1.Host\x12`\n\x0fReserveCapacity\x12+.ironworks.metald.v1.ReserveCapacityRequest\x1a .ironworks.metald.v1.Reservation\x12u\n\x12ReleaseReservation\x12..ironworks.metald.v1.ReleaseReservationRequest\x1a/.ironworks.metald.v1.ReleaseReservationResponse\x12o\n\x10ListReservations\x12,.ironworks.metald.v1.ListReservationsRequest\x1a-.ironworks.metald.v1.ListReservationsResponse\x12^\n\x0eSetTenantQuota\x12*.ironworks.metald.v1.SetTenantQuotaRequest\x1a .ironworks.metald.v1.TenantQuota\x12^\n\x0eGetTenantQuota\x12*.ironworks.metald.v1.GetTenantQuotaRequest\x1a .ironworks.metald.v1.TenantQuotab\x06proto3',
+    b'\n\x1eironworks/metald/v1/host.proto\x12\x13ironworks.metald.v1\x1a ironworks/common/v1/common.proto"y\n\rHostResources\x12\x14\n\x05vcpus\x18\x01 \x01(\x05R\x05vcpus\x12!\n\x0cmemory_bytes\x18\x02 \x01(\x03R\x0bmemoryBytes\x12\x1d\n\ndisk_bytes\x18\x03 \x01(\x03R\tdiskBytes\x12\x10\n\x03vms\x18\x04 \x01(\x05R\x03vms"\xa2\x01\n\nHostDriver\x12\x12\n\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1c\n\tavailable\x18\x02 \x01(\x08R\tavailable\x12\x14\n\x05accel\x18\x03 \x01(\tR\x05accel\x12\x18\n\x07version\x18\x04 \x01(\tR\x07version\x12\x1a\n\x08sentence\x18\x05 \x01(\tR\x08sentence\x12\x16\n\x06chosen\x18\x06 \x01(\x08R\x06chosen"\xe2\x07\n\x04Host\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n\x06region\x18\x03 \x01(\tR\x06region\x12\x12\n\x04zone\x18\x04 \x01(\tR\x04zone\x12=\n\x06labels\x18\x05 \x03(\x0b2%.ironworks.metald.v1.Host.LabelsEntryR\x06labels\x124\n\x05state\x18\x06 \x01(\x0e2\x1e.ironworks.metald.v1.HostStateR\x05state\x12\x16\n\x06reason\x18\x07 \x01(\tR\x06reason\x12>\n\x08capacity\x18\x08 \x01(\x0b2".ironworks.metald.v1.HostResourcesR\x08capacity\x12@\n\tallocated\x18\t \x01(\x0b2".ironworks.metald.v1.HostResourcesR\tallocated\x12>\n\x08reserved\x18\n \x01(\x0b2".ironworks.metald.v1.HostResourcesR\x08reserved\x12A\n\nlargest_vm\x18\x0b \x01(\x0b2".ironworks.metald.v1.HostResourcesR\tlargestVm\x129\n\x07drivers\x18\x0c \x03(\x0b2\x1f.ironworks.metald.v1.HostDriverR\x07drivers\x125\n\x17default_kernel_asset_id\x18\r \x01(\tR\x14defaultKernelAssetId\x125\n\x17default_initrd_asset_id\x18\x0e \x01(\tR\x14defaultInitrdAssetId\x12"\n\x0carchitecture\x18\x0f \x01(\tR\x0carchitecture\x12%\n\x0ekernel_version\x18\x10 \x01(\tR\rkernelVersion\x12\x18\n\x07version\x18\x11 \x01(\tR\x07version\x12#\n\rcgroup_layout\x18\x12 \x01(\tR\x0ccgroupLayout\x12\x10\n\x03url\x18\x13 \x01(\tR\x03url\x12"\n\rstarted_at_ns\x18\x14 \x01(\x03R\x0bstartedAtNs\x12\x1e\n\ngeneration\x18\x15 \x01(\x03R\ngeneration\x124\n\x05drain\x18\x16 \x01(\x0b2\x1e.ironworks.metald.v1.HostDrainR\x05drain\x1a9\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x028\x01"\x88\x01\n\tHostDrain\x12"\n\rstarted_at_ns\x18\x01 \x01(\x03R\x0bstartedAtNs\x12 \n\x0cvms_at_start\x18\x02 \x01(\x05R\nvmsAtStart\x12\x19\n\x08vms_left\x18\x03 \x01(\x05R\x07vmsLeft\x12\x1a\n\x08problems\x18\x04 \x03(\tR\x08problems"\x10\n\x0eGetHostRequest"=\n\x10WatchHostRequest\x12)\n\x10after_generation\x18\x01 \x01(\x03R\x0fafterGeneration"B\n\x11WatchHostResponse\x12-\n\x04host\x18\x01 \x01(\x0b2\x19.ironworks.metald.v1.HostR\x04host"T\n\x11CordonHostRequest\x12\'\n\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason">\n\x13UncordonHostRequest\x12\'\n\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey"|\n\x10DrainHostRequest\x12\'\n\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason\x12\'\n\x0ftimeout_seconds\x18\x03 \x01(\x01R\x0etimeoutSeconds"\xa0\x01\n\x0bReservation\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x1b\n\ttenant_id\x18\x02 \x01(\tR\x08tenantId\x12@\n\tresources\x18\x03 \x01(\x0b2".ironworks.metald.v1.HostResourcesR\tresources\x12"\n\rexpires_at_ns\x18\x04 \x01(\x03R\x0bexpiresAtNs"\xcb\x01\n\x16ReserveCapacityRequest\x12\'\n\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12%\n\x0ereservation_id\x18\x02 \x01(\tR\rreservationId\x12@\n\tresources\x18\x03 \x01(\x0b2".ironworks.metald.v1.HostResourcesR\tresources\x12\x1f\n\x0bttl_seconds\x18\x04 \x01(\x01R\nttlSeconds"k\n\x19ReleaseReservationRequest\x12\'\n\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12%\n\x0ereservation_id\x18\x02 \x01(\tR\rreservationId"\x1c\n\x1aReleaseReservationResponse"O\n\x17ListReservationsRequest\x124\n\x04page\x18\x01 \x01(\x0b2 .ironworks.common.v1.PageRequestR\x04page"\x93\x01\n\x18ListReservationsResponse\x12D\n\x0creservations\x18\x01 \x03(\x0b2 .ironworks.metald.v1.ReservationR\x0creservations\x121\n\x04page\x18\x02 \x01(\x0b2\x1d.ironworks.common.v1.PageInfoR\x04page"\x9c\x01\n\x0bTenantQuota\x12\x1b\n\ttenant_id\x18\x01 \x01(\tR\x08tenantId\x128\n\x05limit\x18\x02 \x01(\x0b2".ironworks.metald.v1.HostResourcesR\x05limit\x126\n\x04used\x18\x03 \x01(\x0b2".ironworks.metald.v1.HostResourcesR\x04used"\x97\x01\n\x15SetTenantQuotaRequest\x12\'\n\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12\x1b\n\ttenant_id\x18\x02 \x01(\tR\x08tenantId\x128\n\x05limit\x18\x03 \x01(\x0b2".ironworks.metald.v1.HostResourcesR\x05limit"4\n\x15GetTenantQuotaRequest\x12\x1b\n\ttenant_id\x18\x01 \x01(\tR\x08tenantId*\x88\x01\n\tHostState\x12\x1a\n\x16HOST_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11HOST_STATE_ACTIVE\x10\x01\x12\x17\n\x13HOST_STATE_CORDONED\x10\x02\x12\x17\n\x13HOST_STATE_DRAINING\x10\x03\x12\x16\n\x12HOST_STATE_DRAINED\x10\x042\xb5\x07\n\x0bHostService\x12I\n\x07GetHost\x12#.ironworks.metald.v1.GetHostRequest\x1a\x19.ironworks.metald.v1.Host\x12\\\n\tWatchHost\x12%.ironworks.metald.v1.WatchHostRequest\x1a&.ironworks.metald.v1.WatchHostResponse0\x01\x12O\n\nCordonHost\x12&.ironworks.metald.v1.CordonHostRequest\x1a\x19.ironworks.metald.v1.Host\x12S\n\x0cUncordonHost\x12(.ironworks.metald.v1.UncordonHostRequest\x1a\x19.ironworks.metald.v1.Host\x12M\n\tDrainHost\x12%.ironworks.metald.v1.DrainHostRequest\x1a\x19.ironworks.metald.v1.Host\x12`\n\x0fReserveCapacity\x12+.ironworks.metald.v1.ReserveCapacityRequest\x1a .ironworks.metald.v1.Reservation\x12u\n\x12ReleaseReservation\x12..ironworks.metald.v1.ReleaseReservationRequest\x1a/.ironworks.metald.v1.ReleaseReservationResponse\x12o\n\x10ListReservations\x12,.ironworks.metald.v1.ListReservationsRequest\x1a-.ironworks.metald.v1.ListReservationsResponse\x12^\n\x0eSetTenantQuota\x12*.ironworks.metald.v1.SetTenantQuotaRequest\x1a .ironworks.metald.v1.TenantQuota\x12^\n\x0eGetTenantQuota\x12*.ironworks.metald.v1.GetTenantQuotaRequest\x1a .ironworks.metald.v1.TenantQuotab\x06proto3',
     [
         common_pb.desc(),
     ],
@@ -976,6 +1043,7 @@ _DESC = file_desc(
         "HostResources": HostResources,
         "HostDriver": HostDriver,
         "Host": Host,
+        "HostDrain": HostDrain,
         "GetHostRequest": GetHostRequest,
         "WatchHostRequest": WatchHostRequest,
         "WatchHostResponse": WatchHostResponse,

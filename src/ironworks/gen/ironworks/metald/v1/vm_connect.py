@@ -71,7 +71,10 @@ class VmService(Protocol):
     async def reboot_vm(self, request: RebootVmRequest, ctx: RequestContext[RebootVmRequest, Vm], /) -> Vm:
         """
         Ends the guest of a RUNNING VM as ShutdownVm does and starts it again in a fresh VMM; addresses,
-        leases and place are kept. The VM stays RUNNING and is not ready until its readiness check passes.
+        leases, console and place are kept. The VM stays RUNNING and is not ready until its readiness check
+        passes. Answers when it does.
+
+        Errors: as BootVm.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -94,6 +97,9 @@ class VmService(Protocol):
     async def update_vm(self, request: UpdateVmRequest, ctx: RequestContext[UpdateVmRequest, Vm], /) -> Vm:
         """
         Changes limits, rules, policy or size of a VM.
+
+        Errors: ABORTED if it has another generation than `if_generation`; FAILED_PRECONDITION once it is
+        STOPPED or FAILED; RESOURCE_EXHAUSTED if the host or the quota has no room for a larger one.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -111,7 +117,7 @@ class VmService(Protocol):
 
     def watch_vms(self, request: WatchVmsRequest, ctx: RequestContext[WatchVmsRequest, WatchVmsResponse], /) -> AsyncIterator[WatchVmsResponse]:
         """
-        Streams the changes of VMs.
+        Streams the changes of VMs; without an end. At most 100 callers at a time.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -416,7 +422,10 @@ class VmServiceClient(ConnectClient):
     ) -> Vm:
         """
         Ends the guest of a RUNNING VM as ShutdownVm does and starts it again in a fresh VMM; addresses,
-        leases and place are kept. The VM stays RUNNING and is not ready until its readiness check passes.
+        leases, console and place are kept. The VM stays RUNNING and is not ready until its readiness check
+        passes. Answers when it does.
+
+        Errors: as BootVm.
         """
         return await self.execute_unary(
             request=request,
@@ -490,6 +499,9 @@ class VmServiceClient(ConnectClient):
     ) -> Vm:
         """
         Changes limits, rules, policy or size of a VM.
+
+        Errors: ABORTED if it has another generation than `if_generation`; FAILED_PRECONDITION once it is
+        STOPPED or FAILED; RESOURCE_EXHAUSTED if the host or the quota has no room for a larger one.
         """
         return await self.execute_unary(
             request=request,
@@ -558,7 +570,7 @@ class VmServiceClient(ConnectClient):
         timeout_ms: int | None = None,
     ) -> AsyncIterator[WatchVmsResponse]:
         """
-        Streams the changes of VMs.
+        Streams the changes of VMs; without an end. At most 100 callers at a time.
         """
         return self.execute_server_stream(
             request=request,
@@ -661,7 +673,10 @@ class VmServiceSync(Protocol):
     def reboot_vm(self, request: RebootVmRequest, ctx: RequestContext[RebootVmRequest, Vm], /) -> Vm:
         """
         Ends the guest of a RUNNING VM as ShutdownVm does and starts it again in a fresh VMM; addresses,
-        leases and place are kept. The VM stays RUNNING and is not ready until its readiness check passes.
+        leases, console and place are kept. The VM stays RUNNING and is not ready until its readiness check
+        passes. Answers when it does.
+
+        Errors: as BootVm.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -684,6 +699,9 @@ class VmServiceSync(Protocol):
     def update_vm(self, request: UpdateVmRequest, ctx: RequestContext[UpdateVmRequest, Vm], /) -> Vm:
         """
         Changes limits, rules, policy or size of a VM.
+
+        Errors: ABORTED if it has another generation than `if_generation`; FAILED_PRECONDITION once it is
+        STOPPED or FAILED; RESOURCE_EXHAUSTED if the host or the quota has no room for a larger one.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -701,7 +719,7 @@ class VmServiceSync(Protocol):
 
     def watch_vms(self, request: WatchVmsRequest, ctx: RequestContext[WatchVmsRequest, WatchVmsResponse], /) -> Iterator[WatchVmsResponse]:
         """
-        Streams the changes of VMs.
+        Streams the changes of VMs; without an end. At most 100 callers at a time.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -1004,7 +1022,10 @@ class VmServiceClientSync(ConnectClientSync):
     ) -> Vm:
         """
         Ends the guest of a RUNNING VM as ShutdownVm does and starts it again in a fresh VMM; addresses,
-        leases and place are kept. The VM stays RUNNING and is not ready until its readiness check passes.
+        leases, console and place are kept. The VM stays RUNNING and is not ready until its readiness check
+        passes. Answers when it does.
+
+        Errors: as BootVm.
         """
         return self.execute_unary(
             request=request,
@@ -1078,6 +1099,9 @@ class VmServiceClientSync(ConnectClientSync):
     ) -> Vm:
         """
         Changes limits, rules, policy or size of a VM.
+
+        Errors: ABORTED if it has another generation than `if_generation`; FAILED_PRECONDITION once it is
+        STOPPED or FAILED; RESOURCE_EXHAUSTED if the host or the quota has no room for a larger one.
         """
         return self.execute_unary(
             request=request,
@@ -1146,7 +1170,7 @@ class VmServiceClientSync(ConnectClientSync):
         timeout_ms: int | None = None,
     ) -> Iterator[WatchVmsResponse]:
         """
-        Streams the changes of VMs.
+        Streams the changes of VMs; without an end. At most 100 callers at a time.
         """
         return self.execute_server_stream(
             request=request,

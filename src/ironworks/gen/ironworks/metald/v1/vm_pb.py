@@ -154,7 +154,7 @@ class Workload(Message[_WorkloadFields]):
         stop_grace_seconds: float
         image_init: bool
 
-_ReadinessCheckFields: TypeAlias = Literal["tcp_port", "http", "period_seconds", "timeout_seconds", "failure_threshold"]
+_ReadinessCheckFields: TypeAlias = Literal["tcp_port", "http", "period_seconds", "timeout_seconds", "failure_threshold", "success_threshold"]
 
 class ReadinessCheck(Message[_ReadinessCheckFields]):
     """
@@ -173,7 +173,8 @@ class ReadinessCheck(Message[_ReadinessCheckFields]):
             oneof probe
             ```
         period_seconds:
-            Between two tries, 0.05 to 60; 0 means the default of 0.1 seconds.
+            Between two tries once the VM is ready, 0.05 to 60; 0 means the default of 1 second. Until then it
+            is asked more often, so that whoever boots it does not wait for the next try.
 
             ```proto
             double period_seconds = 3;
@@ -185,14 +186,21 @@ class ReadinessCheck(Message[_ReadinessCheckFields]):
             double timeout_seconds = 4;
             ```
         failure_threshold:
-            After this many failed tries in a row a RUNNING VM counts as not ready; 0 means the default of 3.
+            After this many failed tries in a row a RUNNING VM counts as not ready, 1 to 20; 0 means the
+            default of 3.
 
             ```proto
             int32 failure_threshold = 5;
             ```
+        success_threshold:
+            After this many passed tries in a row a VM counts as ready, 1 to 20; 0 means the default of 1.
+
+            ```proto
+            int32 success_threshold = 6;
+            ```
     """
 
-    __slots__ = ("period_seconds", "timeout_seconds", "failure_threshold", "probe")
+    __slots__ = ("period_seconds", "timeout_seconds", "failure_threshold", "success_threshold", "probe")
 
     if TYPE_CHECKING:
 
@@ -203,6 +211,7 @@ class ReadinessCheck(Message[_ReadinessCheckFields]):
             period_seconds: float = 0,
             timeout_seconds: float = 0,
             failure_threshold: int = 0,
+            success_threshold: int = 0,
         ) -> None:
             pass
 
@@ -210,12 +219,13 @@ class ReadinessCheck(Message[_ReadinessCheckFields]):
         period_seconds: float
         timeout_seconds: float
         failure_threshold: int
+        success_threshold: int
 
-_HttpProbeFields: TypeAlias = Literal["port", "path"]
+_HttpProbeFields: TypeAlias = Literal["port", "path", "expected_status"]
 
 class HttpProbe(Message[_HttpProbeFields]):
     """
-    HttpProbe is a GET request to the guest.
+    HttpProbe is a GET request to the guest. Redirects are not followed, and the body is not read.
 
     ```proto
     message ironworks.metald.v1.HttpProbe
@@ -229,14 +239,20 @@ class HttpProbe(Message[_HttpProbeFields]):
             int32 port = 1;
             ```
         path:
-            Begins with `/`; empty means `/`.
+            Begins with `/`, at most 2,000 characters; empty means `/`.
 
             ```proto
             string path = 2;
             ```
+        expected_status:
+            Status that the answer must have; 0: any from 200 to 399.
+
+            ```proto
+            int32 expected_status = 3;
+            ```
     """
 
-    __slots__ = ("port", "path")
+    __slots__ = ("port", "path", "expected_status")
 
     if TYPE_CHECKING:
 
@@ -245,17 +261,20 @@ class HttpProbe(Message[_HttpProbeFields]):
             *,
             port: int = 0,
             path: str = "",
+            expected_status: int = 0,
         ) -> None:
             pass
 
         port: int
         path: str
+        expected_status: int
 
 _RestartPolicyFields: TypeAlias = Literal["mode", "min_backoff_seconds", "max_backoff_seconds", "max_restarts"]
 
 class RestartPolicy(Message[_RestartPolicyFields]):
     """
-    RestartPolicy says whether and how often a VM is booted again by itself.
+    RestartPolicy says whether and how often a VM is booted again by itself. A boot that BootVm was
+    called for and that fails is not repeated: its caller is told.
 
     ```proto
     message ironworks.metald.v1.RestartPolicy
@@ -269,19 +288,20 @@ class RestartPolicy(Message[_RestartPolicyFields]):
             ironworks.metald.v1.RestartMode mode = 1;
             ```
         min_backoff_seconds:
-            First wait; doubled each time up to `max_backoff_seconds`. 0 means the default of 1 second.
+            First wait, 0.1 to 3,600; doubled with each restart of the last hour, up to
+            `max_backoff_seconds`. 0 means the default of 1 second.
 
             ```proto
             double min_backoff_seconds = 2;
             ```
         max_backoff_seconds:
-            Longest wait; 0 means the default of 60 seconds.
+            Longest wait, 0.1 to 3,600; 0 means the default of 60 seconds.
 
             ```proto
             double max_backoff_seconds = 3;
             ```
         max_restarts:
-            Restarts within an hour after which it is FAILED for good; 0 means the default of 10.
+            Restarts within an hour after which it is FAILED for good, 1 to 1,000; 0 means the default of 10.
 
             ```proto
             int32 max_restarts = 4;
@@ -548,8 +568,8 @@ class VmSpec(Message[_VmSpecFields]):
             int64 memory_bytes = 3;
             ```
         disk_bytes:
-            Size of a disk that takes what the guest writes over its root; 0: what it writes stays in guest
-            memory and is gone when it stops.
+            Size of a disk that takes what the guest writes over its root, kept over reboots; 0: what it writes
+            stays in guest memory and is gone when it stops.
 
             ```proto
             int64 disk_bytes = 4;
@@ -666,7 +686,7 @@ class VmTransition(Message[_VmTransitionFields]):
             ironworks.metald.v1.VmState from = 1;
             ```
         to:
-            State after.
+            State after; the same as before in a note, for example that a RUNNING VM is booted again.
 
             ```proto
             ironworks.metald.v1.VmState to = 2;
@@ -1711,7 +1731,7 @@ class WatchVmsRequest(Message[_WatchVmsRequestFields]):
 
     Attributes:
         filter:
-            Which VMs.
+            Which VMs. With `states`: also the event with which a VM leaves them.
 
             ```proto
             optional ironworks.metald.v1.VmFilter filter = 1;
@@ -1752,7 +1772,8 @@ class VmEvent(Message[_VmEventFields]):
 
     Attributes:
         sequence:
-            Grows from event to event, not always by one.
+            Grows from event to event, not always by one. 0 in the events that a watch begins with, but for the
+            last of them: whoever is cut off among them begins anew.
 
             ```proto
             int64 sequence = 1;
@@ -2299,7 +2320,7 @@ class TransportProtocol(Enum):
 
 
 _DESC = file_desc(
-    b'\n\x1cironworks/metald/v1/vm.proto\x12\x13ironworks.metald.v1\x1a ironworks/common/v1/common.proto"\x82\x01\n\x08VmAssets\x12&\n\x0fkernel_asset_id\x18\x01 \x01(\tR\rkernelAssetId\x12&\n\x0finitrd_asset_id\x18\x02 \x01(\tR\rinitrdAssetId\x12&\n\x0frootfs_asset_id\x18\x03 \x01(\tR\rrootfsAssetId"\xdf\x01\n\x08Workload\x12\x12\n\x04argv\x18\x01 \x03(\tR\x04argv\x12\x10\n\x03env\x18\x02 \x03(\tR\x03env\x12\x12\n\x04user\x18\x03 \x01(\tR\x04user\x12+\n\x11working_directory\x18\x04 \x01(\tR\x10workingDirectory\x12\x1f\n\x0bstop_signal\x18\x05 \x01(\tR\nstopSignal\x12,\n\x12stop_grace_seconds\x18\x06 \x01(\x01R\x10stopGraceSeconds\x12\x1d\n\nimage_init\x18\x07 \x01(\x08R\timageInit"\xe9\x01\n\x0eReadinessCheck\x12\x1b\n\x08tcp_port\x18\x01 \x01(\x05H\x00R\x07tcpPort\x124\n\x04http\x18\x02 \x01(\x0b2\x1e.ironworks.metald.v1.HttpProbeH\x00R\x04http\x12%\n\x0eperiod_seconds\x18\x03 \x01(\x01R\rperiodSeconds\x12\'\n\x0ftimeout_seconds\x18\x04 \x01(\x01R\x0etimeoutSeconds\x12+\n\x11failure_threshold\x18\x05 \x01(\x05R\x10failureThresholdB\x07\n\x05probe"3\n\tHttpProbe\x12\x12\n\x04port\x18\x01 \x01(\x05R\x04port\x12\x12\n\x04path\x18\x02 \x01(\tR\x04path"\xc8\x01\n\rRestartPolicy\x124\n\x04mode\x18\x01 \x01(\x0e2 .ironworks.metald.v1.RestartModeR\x04mode\x12.\n\x13min_backoff_seconds\x18\x02 \x01(\x01R\x11minBackoffSeconds\x12.\n\x13max_backoff_seconds\x18\x03 \x01(\x01R\x11maxBackoffSeconds\x12!\n\x0cmax_restarts\x18\x04 \x01(\x05R\x0bmaxRestarts"\xa0\x01\n\nEgressRule\x12\x12\n\x04cidr\x18\x01 \x01(\tR\x04cidr\x12\x1d\n\nfirst_port\x18\x02 \x01(\x05R\tfirstPort\x12\x1b\n\tlast_port\x18\x03 \x01(\x05R\x08lastPort\x12B\n\x08protocol\x18\x04 \x01(\x0e2&.ironworks.metald.v1.TransportProtocolR\x08protocol"\x8f\x01\n\rPublishedPort\x12\x1b\n\thost_port\x18\x01 \x01(\x05R\x08hostPort\x12\x1d\n\nguest_port\x18\x02 \x01(\x05R\tguestPort\x12B\n\x08protocol\x18\x03 \x01(\x0e2&.ironworks.metald.v1.TransportProtocolR\x08protocol"\xb7\x01\n\rVmNetworkSpec\x127\n\x06egress\x18\x01 \x03(\x0b2\x1f.ironworks.metald.v1.EgressRuleR\x06egress\x12K\n\x0fpublished_ports\x18\x02 \x03(\x0b2".ironworks.metald.v1.PublishedPortR\x0epublishedPorts\x12 \n\x0bnameservers\x18\x03 \x03(\tR\x0bnameservers"\xfa\x01\n\nRateLimits\x121\n\x15disk_bytes_per_second\x18\x01 \x01(\x03R\x12diskBytesPerSecond\x12;\n\x1adisk_operations_per_second\x18\x02 \x01(\x03R\x17diskOperationsPerSecond\x12<\n\x1bnetwork_in_bytes_per_second\x18\x03 \x01(\x03R\x17networkInBytesPerSecond\x12>\n\x1cnetwork_out_bytes_per_second\x18\x04 \x01(\x03R\x18networkOutBytesPerSecond"\xa7\x05\n\x06VmSpec\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n\x05vcpus\x18\x02 \x01(\x05R\x05vcpus\x12!\n\x0cmemory_bytes\x18\x03 \x01(\x03R\x0bmemoryBytes\x12\x1d\n\ndisk_bytes\x18\x04 \x01(\x03R\tdiskBytes\x125\n\x06assets\x18\x05 \x01(\x0b2\x1d.ironworks.metald.v1.VmAssetsR\x06assets\x129\n\x08workload\x18\x06 \x01(\x0b2\x1d.ironworks.metald.v1.WorkloadR\x08workload\x12A\n\treadiness\x18\x07 \x01(\x0b2#.ironworks.metald.v1.ReadinessCheckR\treadiness\x12<\n\x07restart\x18\x08 \x01(\x0b2".ironworks.metald.v1.RestartPolicyR\x07restart\x12<\n\x07network\x18\t \x01(\x0b2".ironworks.metald.v1.VmNetworkSpecR\x07network\x12@\n\x0brate_limits\x18\n \x01(\x0b2\x1f.ironworks.metald.v1.RateLimitsR\nrateLimits\x12\x1d\n\ncpu_weight\x18\x0b \x01(\x05R\tcpuWeight\x12#\n\rdeployment_id\x18\x0c \x01(\tR\x0cdeploymentId\x12?\n\x06labels\x18\r \x03(\x0b2\'.ironworks.metald.v1.VmSpec.LabelsEntryR\x06labels\x1a9\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x028\x01"\xbb\x01\n\x0cVmTransition\x120\n\x04from\x18\x01 \x01(\x0e2\x1c.ironworks.metald.v1.VmStateR\x04from\x12,\n\x02to\x18\x02 \x01(\x0e2\x1c.ironworks.metald.v1.VmStateR\x02to\x12\x13\n\x05at_ns\x18\x03 \x01(\x03R\x04atNs\x12\x16\n\x06reason\x18\x04 \x01(\tR\x06reason\x12\x1e\n\ngeneration\x18\x05 \x01(\x03R\ngeneration"\x86\x02\n\x06VmExit\x123\n\x04kind\x18\x01 \x01(\x0e2\x1f.ironworks.metald.v1.VmExitKindR\x04kind\x12\x1a\n\x08sentence\x18\x02 \x01(\tR\x08sentence\x12,\n\x0fworkload_status\x18\x03 \x01(\x05H\x00R\x0eworkloadStatus\x88\x01\x01\x12"\n\nvmm_status\x18\x04 \x01(\x05H\x01R\tvmmStatus\x88\x01\x01\x12!\n\x0cconsole_tail\x18\x05 \x03(\tR\x0bconsoleTail\x12\x13\n\x05at_ns\x18\x06 \x01(\x03R\x04atNsB\x12\n\x10_workload_statusB\r\n\x0b_vmm_status"\xe2\x01\n\tVmNetwork\x12%\n\x0efabric_address\x18\x01 \x01(\tR\rfabricAddress\x12*\n\x11fabric_address_v6\x18\x02 \x01(\tR\x0ffabricAddressV6\x12\x10\n\x03mac\x18\x03 \x01(\tR\x03mac\x12#\n\rguest_address\x18\x04 \x01(\tR\x0cguestAddress\x12K\n\x0fpublished_ports\x18\x05 \x03(\x0b2".ironworks.metald.v1.PublishedPortR\x0epublishedPorts"e\n\nStepTiming\x12\x12\n\x04step\x18\x01 \x01(\tR\x04step\x12"\n\rstarted_at_ns\x18\x02 \x01(\x03R\x0bstartedAtNs\x12\x1f\n\x0bduration_ns\x18\x03 \x01(\x03R\ndurationNs"\xb2\x05\n\x02Vm\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x1b\n\ttenant_id\x18\x02 \x01(\tR\x08tenantId\x12\x17\n\x07host_id\x18\x03 \x01(\tR\x06hostId\x12/\n\x04spec\x18\x04 \x01(\x0b2\x1b.ironworks.metald.v1.VmSpecR\x04spec\x122\n\x05state\x18\x05 \x01(\x0e2\x1c.ironworks.metald.v1.VmStateR\x05state\x12\x16\n\x06reason\x18\x06 \x01(\tR\x06reason\x12\x1e\n\ngeneration\x18\x07 \x01(\x03R\ngeneration\x12"\n\rcreated_at_ns\x18\x08 \x01(\x03R\x0bcreatedAtNs\x12-\n\x13state_changed_at_ns\x18\t \x01(\x03R\x10stateChangedAtNs\x12\x1d\n\nboot_epoch\x18\n \x01(\x03R\tbootEpoch\x12\x14\n\x05ready\x18\x0b \x01(\x08R\x05ready\x12\x1a\n\x08restarts\x18\x0c \x01(\x05R\x08restarts\x128\n\x07network\x18\r \x01(\x0b2\x1e.ironworks.metald.v1.VmNetworkR\x07network\x12/\n\x04exit\x18\x0e \x01(\x0b2\x1b.ironworks.metald.v1.VmExitR\x04exit\x12\x16\n\x06driver\x18\x0f \x01(\tR\x06driver\x12\x14\n\x05accel\x18\x10 \x01(\tR\x05accel\x12;\n\x07history\x18\x11 \x03(\x0b2!.ironworks.metald.v1.VmTransitionR\x07history\x129\n\x07timings\x18\x12 \x03(\x0b2\x1f.ironworks.metald.v1.StepTimingR\x07timings\x12\x14\n\x05drift\x18\x13 \x03(\tR\x05drift"\xa7\x01\n\x0fCreateVmRequest\x12\'\n\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12\x13\n\x05vm_id\x18\x02 \x01(\tR\x04vmId\x12/\n\x04spec\x18\x03 \x01(\x0b2\x1b.ironworks.metald.v1.VmSpecR\x04spec\x12%\n\x0ereservation_id\x18\x04 \x01(\tR\rreservationId"\x8e\x01\n\rBootVmRequest\x12\'\n\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12\x13\n\x05vm_id\x18\x02 \x01(\tR\x04vmId\x12\'\n\x0ftimeout_seconds\x18\x03 \x01(\x01R\x0etimeoutSeconds\x12\x16\n\x06detach\x18\x04 \x01(\x08R\x06detach"N\n\x0ePauseVmRequest\x12\'\n\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12\x13\n\x05vm_id\x18\x02 \x01(\tR\x04vmId"O\n\x0fResumeVmRequest\x12\'\n\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12\x13\n\x05vm_id\x18\x02 \x01(\tR\x04vmId"x\n\x0fRebootVmRequest\x12\'\n\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12\x13\n\x05vm_id\x18\x02 \x01(\tR\x04vmId\x12\'\n\x0ftimeout_seconds\x18\x03 \x01(\x01R\x0etimeoutSeconds"\xa8\x01\n\x11ShutdownVmRequest\x12\'\n\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12\x13\n\x05vm_id\x18\x02 \x01(\tR\x04vmId\x12\'\n\x0ftimeout_seconds\x18\x03 \x01(\x01R\x0etimeoutSeconds\x12\x14\n\x05force\x18\x04 \x01(\x08R\x05force\x12\x16\n\x06reason\x18\x05 \x01(\tR\x06reason"e\n\x0fDeleteVmRequest\x12\'\n\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12\x13\n\x05vm_id\x18\x02 \x01(\tR\x04vmId\x12\x14\n\x05force\x18\x03 \x01(\x08R\x05force"\x8a\x03\n\x0fUpdateVmRequest\x12\'\n\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12\x13\n\x05vm_id\x18\x02 \x01(\tR\x04vmId\x12#\n\rif_generation\x18\x03 \x01(\x03R\x0cifGeneration\x12<\n\x07network\x18\x04 \x01(\x0b2".ironworks.metald.v1.VmNetworkSpecR\x07network\x12@\n\x0brate_limits\x18\x05 \x01(\x0b2\x1f.ironworks.metald.v1.RateLimitsR\nrateLimits\x12<\n\x07restart\x18\x06 \x01(\x0b2".ironworks.metald.v1.RestartPolicyR\x07restart\x12\x1d\n\ncpu_weight\x18\x07 \x01(\x05R\tcpuWeight\x12\x14\n\x05vcpus\x18\x08 \x01(\x05R\x05vcpus\x12!\n\x0cmemory_bytes\x18\t \x01(\x03R\x0bmemoryBytes"#\n\x0cGetVmRequest\x12\x13\n\x05vm_id\x18\x01 \x01(\tR\x04vmId"\x94\x02\n\x08VmFilter\x124\n\x06states\x18\x01 \x03(\x0e2\x1c.ironworks.metald.v1.VmStateR\x06states\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12#\n\rdeployment_id\x18\x03 \x01(\tR\x0cdeploymentId\x12A\n\x06labels\x18\x04 \x03(\x0b2).ironworks.metald.v1.VmFilter.LabelsEntryR\x06labels\x12\x1b\n\ttenant_id\x18\x05 \x01(\tR\x08tenantId\x1a9\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x028\x01"}\n\x0eListVmsRequest\x125\n\x06filter\x18\x01 \x01(\x0b2\x1d.ironworks.metald.v1.VmFilterR\x06filter\x124\n\x04page\x18\x02 \x01(\x0b2 .ironworks.common.v1.PageRequestR\x04page"o\n\x0fListVmsResponse\x12)\n\x03vms\x18\x01 \x03(\x0b2\x17.ironworks.metald.v1.VmR\x03vms\x121\n\x04page\x18\x02 \x01(\x0b2\x1d.ironworks.common.v1.PageInfoR\x04page"o\n\x0fWatchVmsRequest\x125\n\x06filter\x18\x01 \x01(\x0b2\x1d.ironworks.metald.v1.VmFilterR\x06filter\x12%\n\x0eafter_sequence\x18\x02 \x01(\x03R\rafterSequence"\xa8\x01\n\x07VmEvent\x12\x1a\n\x08sequence\x18\x01 \x01(\x03R\x08sequence\x12\x13\n\x05at_ns\x18\x02 \x01(\x03R\x04atNs\x12\'\n\x02vm\x18\x03 \x01(\x0b2\x17.ironworks.metald.v1.VmR\x02vm\x12C\n\x0eprevious_state\x18\x04 \x01(\x0e2\x1c.ironworks.metald.v1.VmStateR\rpreviousState"F\n\x10WatchVmsResponse\x122\n\x05event\x18\x01 \x01(\x0b2\x1c.ironworks.metald.v1.VmEventR\x05event"\x87\x01\n\x14StreamConsoleRequest\x12\x13\n\x05vm_id\x18\x01 \x01(\tR\x04vmId\x12\x18\n\x06offset\x18\x02 \x01(\x03H\x00R\x06offset\x12\x1f\n\ntail_lines\x18\x03 \x01(\x05H\x00R\ttailLines\x12\x16\n\x06follow\x18\x04 \x01(\x08R\x06followB\x07\n\x05start"C\n\x15StreamConsoleResponse\x12\x12\n\x04data\x18\x01 \x01(\x0cR\x04data\x12\x16\n\x06offset\x18\x02 \x01(\x03R\x06offset"/\n\x18GetVmNetworkStatsRequest\x12\x13\n\x05vm_id\x18\x01 \x01(\tR\x04vmId"S\n\rDeniedTraffic\x12\x12\n\x04rule\x18\x01 \x01(\tR\x04rule\x12\x18\n\x07packets\x18\x02 \x01(\x03R\x07packets\x12\x14\n\x05bytes\x18\x03 \x01(\x03R\x05bytes"\x8f\x01\n\x19GetVmNetworkStatsResponse\x12\x19\n\x08in_bytes\x18\x01 \x01(\x03R\x07inBytes\x12\x1b\n\tout_bytes\x18\x02 \x01(\x03R\x08outBytes\x12:\n\x06denied\x18\x03 \x03(\x0b2".ironworks.metald.v1.DeniedTrafficR\x06denied*\x98\x02\n\x07VmState\x12\x18\n\x14VM_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12VM_STATE_REQUESTED\x10\x01\x12\x15\n\x11VM_STATE_CREATING\x10\x02\x12\x14\n\x10VM_STATE_CREATED\x10\x03\x12\x14\n\x10VM_STATE_BOOTING\x10\x04\x12\x14\n\x10VM_STATE_RUNNING\x10\x05\x12\x13\n\x0fVM_STATE_PAUSED\x10\x06\x12\x15\n\x11VM_STATE_STOPPING\x10\x07\x12\x14\n\x10VM_STATE_STOPPED\x10\x08\x12\x15\n\x11VM_STATE_DELETING\x10\t\x12\x14\n\x10VM_STATE_DELETED\x10\n\x12\x13\n\x0fVM_STATE_FAILED\x10\x0b*\xfc\x01\n\nVmExitKind\x12\x1c\n\x18VM_EXIT_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15VM_EXIT_KIND_WORKLOAD\x10\x01\x12\x19\n\x15VM_EXIT_KIND_POWEROFF\x10\x02\x12\x16\n\x12VM_EXIT_KIND_PANIC\x10\x03\x12\x17\n\x13VM_EXIT_KIND_KILLED\x10\x04\x12\x18\n\x14VM_EXIT_KIND_CRASHED\x10\x05\x12\x1e\n\x1aVM_EXIT_KIND_OUT_OF_MEMORY\x10\x06\x12\x18\n\x14VM_EXIT_KIND_SECCOMP\x10\x07\x12\x15\n\x11VM_EXIT_KIND_LOST\x10\x08*y\n\x0bRestartMode\x12\x1c\n\x18RESTART_MODE_UNSPECIFIED\x10\x00\x12\x16\n\x12RESTART_MODE_NEVER\x10\x01\x12\x1b\n\x17RESTART_MODE_ON_FAILURE\x10\x02\x12\x17\n\x13RESTART_MODE_ALWAYS\x10\x03*o\n\x11TransportProtocol\x12"\n\x1eTRANSPORT_PROTOCOL_UNSPECIFIED\x10\x00\x12\x1a\n\x16TRANSPORT_PROTOCOL_TCP\x10\x01\x12\x1a\n\x16TRANSPORT_PROTOCOL_UDP\x10\x022\xb5\x08\n\tVmService\x12I\n\x08CreateVm\x12$.ironworks.metald.v1.CreateVmRequest\x1a\x17.ironworks.metald.v1.Vm\x12E\n\x06BootVm\x12".ironworks.metald.v1.BootVmRequest\x1a\x17.ironworks.metald.v1.Vm\x12G\n\x07PauseVm\x12#.ironworks.metald.v1.PauseVmRequest\x1a\x17.ironworks.metald.v1.Vm\x12I\n\x08ResumeVm\x12$.ironworks.metald.v1.ResumeVmRequest\x1a\x17.ironworks.metald.v1.Vm\x12I\n\x08RebootVm\x12$.ironworks.metald.v1.RebootVmRequest\x1a\x17.ironworks.metald.v1.Vm\x12M\n\nShutdownVm\x12&.ironworks.metald.v1.ShutdownVmRequest\x1a\x17.ironworks.metald.v1.Vm\x12I\n\x08DeleteVm\x12$.ironworks.metald.v1.DeleteVmRequest\x1a\x17.ironworks.metald.v1.Vm\x12I\n\x08UpdateVm\x12$.ironworks.metald.v1.UpdateVmRequest\x1a\x17.ironworks.metald.v1.Vm\x12C\n\x05GetVm\x12!.ironworks.metald.v1.GetVmRequest\x1a\x17.ironworks.metald.v1.Vm\x12T\n\x07ListVms\x12#.ironworks.metald.v1.ListVmsRequest\x1a$.ironworks.metald.v1.ListVmsResponse\x12Y\n\x08WatchVms\x12$.ironworks.metald.v1.WatchVmsRequest\x1a%.ironworks.metald.v1.WatchVmsResponse0\x01\x12h\n\rStreamConsole\x12).ironworks.metald.v1.StreamConsoleRequest\x1a*.ironworks.metald.v1.StreamConsoleResponse0\x01\x12r\n\x11GetVmNetworkStats\x12-.ironworks.metald.v1.GetVmNetworkStatsRequest\x1a..ironworks.metald.v1.GetVmNetworkStatsResponseb\x06proto3',
+    b'\n\x1cironworks/metald/v1/vm.proto\x12\x13ironworks.metald.v1\x1a ironworks/common/v1/common.proto"\x82\x01\n\x08VmAssets\x12&\n\x0fkernel_asset_id\x18\x01 \x01(\tR\rkernelAssetId\x12&\n\x0finitrd_asset_id\x18\x02 \x01(\tR\rinitrdAssetId\x12&\n\x0frootfs_asset_id\x18\x03 \x01(\tR\rrootfsAssetId"\xdf\x01\n\x08Workload\x12\x12\n\x04argv\x18\x01 \x03(\tR\x04argv\x12\x10\n\x03env\x18\x02 \x03(\tR\x03env\x12\x12\n\x04user\x18\x03 \x01(\tR\x04user\x12+\n\x11working_directory\x18\x04 \x01(\tR\x10workingDirectory\x12\x1f\n\x0bstop_signal\x18\x05 \x01(\tR\nstopSignal\x12,\n\x12stop_grace_seconds\x18\x06 \x01(\x01R\x10stopGraceSeconds\x12\x1d\n\nimage_init\x18\x07 \x01(\x08R\timageInit"\x96\x02\n\x0eReadinessCheck\x12\x1b\n\x08tcp_port\x18\x01 \x01(\x05H\x00R\x07tcpPort\x124\n\x04http\x18\x02 \x01(\x0b2\x1e.ironworks.metald.v1.HttpProbeH\x00R\x04http\x12%\n\x0eperiod_seconds\x18\x03 \x01(\x01R\rperiodSeconds\x12\'\n\x0ftimeout_seconds\x18\x04 \x01(\x01R\x0etimeoutSeconds\x12+\n\x11failure_threshold\x18\x05 \x01(\x05R\x10failureThreshold\x12+\n\x11success_threshold\x18\x06 \x01(\x05R\x10successThresholdB\x07\n\x05probe"\\\n\tHttpProbe\x12\x12\n\x04port\x18\x01 \x01(\x05R\x04port\x12\x12\n\x04path\x18\x02 \x01(\tR\x04path\x12\'\n\x0fexpected_status\x18\x03 \x01(\x05R\x0eexpectedStatus"\xc8\x01\n\rRestartPolicy\x124\n\x04mode\x18\x01 \x01(\x0e2 .ironworks.metald.v1.RestartModeR\x04mode\x12.\n\x13min_backoff_seconds\x18\x02 \x01(\x01R\x11minBackoffSeconds\x12.\n\x13max_backoff_seconds\x18\x03 \x01(\x01R\x11maxBackoffSeconds\x12!\n\x0cmax_restarts\x18\x04 \x01(\x05R\x0bmaxRestarts"\xa0\x01\n\nEgressRule\x12\x12\n\x04cidr\x18\x01 \x01(\tR\x04cidr\x12\x1d\n\nfirst_port\x18\x02 \x01(\x05R\tfirstPort\x12\x1b\n\tlast_port\x18\x03 \x01(\x05R\x08lastPort\x12B\n\x08protocol\x18\x04 \x01(\x0e2&.ironworks.metald.v1.TransportProtocolR\x08protocol"\x8f\x01\n\rPublishedPort\x12\x1b\n\thost_port\x18\x01 \x01(\x05R\x08hostPort\x12\x1d\n\nguest_port\x18\x02 \x01(\x05R\tguestPort\x12B\n\x08protocol\x18\x03 \x01(\x0e2&.ironworks.metald.v1.TransportProtocolR\x08protocol"\xb7\x01\n\rVmNetworkSpec\x127\n\x06egress\x18\x01 \x03(\x0b2\x1f.ironworks.metald.v1.EgressRuleR\x06egress\x12K\n\x0fpublished_ports\x18\x02 \x03(\x0b2".ironworks.metald.v1.PublishedPortR\x0epublishedPorts\x12 \n\x0bnameservers\x18\x03 \x03(\tR\x0bnameservers"\xfa\x01\n\nRateLimits\x121\n\x15disk_bytes_per_second\x18\x01 \x01(\x03R\x12diskBytesPerSecond\x12;\n\x1adisk_operations_per_second\x18\x02 \x01(\x03R\x17diskOperationsPerSecond\x12<\n\x1bnetwork_in_bytes_per_second\x18\x03 \x01(\x03R\x17networkInBytesPerSecond\x12>\n\x1cnetwork_out_bytes_per_second\x18\x04 \x01(\x03R\x18networkOutBytesPerSecond"\xa7\x05\n\x06VmSpec\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n\x05vcpus\x18\x02 \x01(\x05R\x05vcpus\x12!\n\x0cmemory_bytes\x18\x03 \x01(\x03R\x0bmemoryBytes\x12\x1d\n\ndisk_bytes\x18\x04 \x01(\x03R\tdiskBytes\x125\n\x06assets\x18\x05 \x01(\x0b2\x1d.ironworks.metald.v1.VmAssetsR\x06assets\x129\n\x08workload\x18\x06 \x01(\x0b2\x1d.ironworks.metald.v1.WorkloadR\x08workload\x12A\n\treadiness\x18\x07 \x01(\x0b2#.ironworks.metald.v1.ReadinessCheckR\treadiness\x12<\n\x07restart\x18\x08 \x01(\x0b2".ironworks.metald.v1.RestartPolicyR\x07restart\x12<\n\x07network\x18\t \x01(\x0b2".ironworks.metald.v1.VmNetworkSpecR\x07network\x12@\n\x0brate_limits\x18\n \x01(\x0b2\x1f.ironworks.metald.v1.RateLimitsR\nrateLimits\x12\x1d\n\ncpu_weight\x18\x0b \x01(\x05R\tcpuWeight\x12#\n\rdeployment_id\x18\x0c \x01(\tR\x0cdeploymentId\x12?\n\x06labels\x18\r \x03(\x0b2\'.ironworks.metald.v1.VmSpec.LabelsEntryR\x06labels\x1a9\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x028\x01"\xbb\x01\n\x0cVmTransition\x120\n\x04from\x18\x01 \x01(\x0e2\x1c.ironworks.metald.v1.VmStateR\x04from\x12,\n\x02to\x18\x02 \x01(\x0e2\x1c.ironworks.metald.v1.VmStateR\x02to\x12\x13\n\x05at_ns\x18\x03 \x01(\x03R\x04atNs\x12\x16\n\x06reason\x18\x04 \x01(\tR\x06reason\x12\x1e\n\ngeneration\x18\x05 \x01(\x03R\ngeneration"\x86\x02\n\x06VmExit\x123\n\x04kind\x18\x01 \x01(\x0e2\x1f.ironworks.metald.v1.VmExitKindR\x04kind\x12\x1a\n\x08sentence\x18\x02 \x01(\tR\x08sentence\x12,\n\x0fworkload_status\x18\x03 \x01(\x05H\x00R\x0eworkloadStatus\x88\x01\x01\x12"\n\nvmm_status\x18\x04 \x01(\x05H\x01R\tvmmStatus\x88\x01\x01\x12!\n\x0cconsole_tail\x18\x05 \x03(\tR\x0bconsoleTail\x12\x13\n\x05at_ns\x18\x06 \x01(\x03R\x04atNsB\x12\n\x10_workload_statusB\r\n\x0b_vmm_status"\xe2\x01\n\tVmNetwork\x12%\n\x0efabric_address\x18\x01 \x01(\tR\rfabricAddress\x12*\n\x11fabric_address_v6\x18\x02 \x01(\tR\x0ffabricAddressV6\x12\x10\n\x03mac\x18\x03 \x01(\tR\x03mac\x12#\n\rguest_address\x18\x04 \x01(\tR\x0cguestAddress\x12K\n\x0fpublished_ports\x18\x05 \x03(\x0b2".ironworks.metald.v1.PublishedPortR\x0epublishedPorts"e\n\nStepTiming\x12\x12\n\x04step\x18\x01 \x01(\tR\x04step\x12"\n\rstarted_at_ns\x18\x02 \x01(\x03R\x0bstartedAtNs\x12\x1f\n\x0bduration_ns\x18\x03 \x01(\x03R\ndurationNs"\xb2\x05\n\x02Vm\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x1b\n\ttenant_id\x18\x02 \x01(\tR\x08tenantId\x12\x17\n\x07host_id\x18\x03 \x01(\tR\x06hostId\x12/\n\x04spec\x18\x04 \x01(\x0b2\x1b.ironworks.metald.v1.VmSpecR\x04spec\x122\n\x05state\x18\x05 \x01(\x0e2\x1c.ironworks.metald.v1.VmStateR\x05state\x12\x16\n\x06reason\x18\x06 \x01(\tR\x06reason\x12\x1e\n\ngeneration\x18\x07 \x01(\x03R\ngeneration\x12"\n\rcreated_at_ns\x18\x08 \x01(\x03R\x0bcreatedAtNs\x12-\n\x13state_changed_at_ns\x18\t \x01(\x03R\x10stateChangedAtNs\x12\x1d\n\nboot_epoch\x18\n \x01(\x03R\tbootEpoch\x12\x14\n\x05ready\x18\x0b \x01(\x08R\x05ready\x12\x1a\n\x08restarts\x18\x0c \x01(\x05R\x08restarts\x128\n\x07network\x18\r \x01(\x0b2\x1e.ironworks.metald.v1.VmNetworkR\x07network\x12/\n\x04exit\x18\x0e \x01(\x0b2\x1b.ironworks.metald.v1.VmExitR\x04exit\x12\x16\n\x06driver\x18\x0f \x01(\tR\x06driver\x12\x14\n\x05accel\x18\x10 \x01(\tR\x05accel\x12;\n\x07history\x18\x11 \x03(\x0b2!.ironworks.metald.v1.VmTransitionR\x07history\x129\n\x07timings\x18\x12 \x03(\x0b2\x1f.ironworks.metald.v1.StepTimingR\x07timings\x12\x14\n\x05drift\x18\x13 \x03(\tR\x05drift"\xa7\x01\n\x0fCreateVmRequest\x12\'\n\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12\x13\n\x05vm_id\x18\x02 \x01(\tR\x04vmId\x12/\n\x04spec\x18\x03 \x01(\x0b2\x1b.ironworks.metald.v1.VmSpecR\x04spec\x12%\n\x0ereservation_id\x18\x04 \x01(\tR\rreservationId"\x8e\x01\n\rBootVmRequest\x12\'\n\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12\x13\n\x05vm_id\x18\x02 \x01(\tR\x04vmId\x12\'\n\x0ftimeout_seconds\x18\x03 \x01(\x01R\x0etimeoutSeconds\x12\x16\n\x06detach\x18\x04 \x01(\x08R\x06detach"N\n\x0ePauseVmRequest\x12\'\n\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12\x13\n\x05vm_id\x18\x02 \x01(\tR\x04vmId"O\n\x0fResumeVmRequest\x12\'\n\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12\x13\n\x05vm_id\x18\x02 \x01(\tR\x04vmId"x\n\x0fRebootVmRequest\x12\'\n\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12\x13\n\x05vm_id\x18\x02 \x01(\tR\x04vmId\x12\'\n\x0ftimeout_seconds\x18\x03 \x01(\x01R\x0etimeoutSeconds"\xa8\x01\n\x11ShutdownVmRequest\x12\'\n\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12\x13\n\x05vm_id\x18\x02 \x01(\tR\x04vmId\x12\'\n\x0ftimeout_seconds\x18\x03 \x01(\x01R\x0etimeoutSeconds\x12\x14\n\x05force\x18\x04 \x01(\x08R\x05force\x12\x16\n\x06reason\x18\x05 \x01(\tR\x06reason"e\n\x0fDeleteVmRequest\x12\'\n\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12\x13\n\x05vm_id\x18\x02 \x01(\tR\x04vmId\x12\x14\n\x05force\x18\x03 \x01(\x08R\x05force"\x8a\x03\n\x0fUpdateVmRequest\x12\'\n\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\x12\x13\n\x05vm_id\x18\x02 \x01(\tR\x04vmId\x12#\n\rif_generation\x18\x03 \x01(\x03R\x0cifGeneration\x12<\n\x07network\x18\x04 \x01(\x0b2".ironworks.metald.v1.VmNetworkSpecR\x07network\x12@\n\x0brate_limits\x18\x05 \x01(\x0b2\x1f.ironworks.metald.v1.RateLimitsR\nrateLimits\x12<\n\x07restart\x18\x06 \x01(\x0b2".ironworks.metald.v1.RestartPolicyR\x07restart\x12\x1d\n\ncpu_weight\x18\x07 \x01(\x05R\tcpuWeight\x12\x14\n\x05vcpus\x18\x08 \x01(\x05R\x05vcpus\x12!\n\x0cmemory_bytes\x18\t \x01(\x03R\x0bmemoryBytes"#\n\x0cGetVmRequest\x12\x13\n\x05vm_id\x18\x01 \x01(\tR\x04vmId"\x94\x02\n\x08VmFilter\x124\n\x06states\x18\x01 \x03(\x0e2\x1c.ironworks.metald.v1.VmStateR\x06states\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12#\n\rdeployment_id\x18\x03 \x01(\tR\x0cdeploymentId\x12A\n\x06labels\x18\x04 \x03(\x0b2).ironworks.metald.v1.VmFilter.LabelsEntryR\x06labels\x12\x1b\n\ttenant_id\x18\x05 \x01(\tR\x08tenantId\x1a9\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x028\x01"}\n\x0eListVmsRequest\x125\n\x06filter\x18\x01 \x01(\x0b2\x1d.ironworks.metald.v1.VmFilterR\x06filter\x124\n\x04page\x18\x02 \x01(\x0b2 .ironworks.common.v1.PageRequestR\x04page"o\n\x0fListVmsResponse\x12)\n\x03vms\x18\x01 \x03(\x0b2\x17.ironworks.metald.v1.VmR\x03vms\x121\n\x04page\x18\x02 \x01(\x0b2\x1d.ironworks.common.v1.PageInfoR\x04page"o\n\x0fWatchVmsRequest\x125\n\x06filter\x18\x01 \x01(\x0b2\x1d.ironworks.metald.v1.VmFilterR\x06filter\x12%\n\x0eafter_sequence\x18\x02 \x01(\x03R\rafterSequence"\xa8\x01\n\x07VmEvent\x12\x1a\n\x08sequence\x18\x01 \x01(\x03R\x08sequence\x12\x13\n\x05at_ns\x18\x02 \x01(\x03R\x04atNs\x12\'\n\x02vm\x18\x03 \x01(\x0b2\x17.ironworks.metald.v1.VmR\x02vm\x12C\n\x0eprevious_state\x18\x04 \x01(\x0e2\x1c.ironworks.metald.v1.VmStateR\rpreviousState"F\n\x10WatchVmsResponse\x122\n\x05event\x18\x01 \x01(\x0b2\x1c.ironworks.metald.v1.VmEventR\x05event"\x87\x01\n\x14StreamConsoleRequest\x12\x13\n\x05vm_id\x18\x01 \x01(\tR\x04vmId\x12\x18\n\x06offset\x18\x02 \x01(\x03H\x00R\x06offset\x12\x1f\n\ntail_lines\x18\x03 \x01(\x05H\x00R\ttailLines\x12\x16\n\x06follow\x18\x04 \x01(\x08R\x06followB\x07\n\x05start"C\n\x15StreamConsoleResponse\x12\x12\n\x04data\x18\x01 \x01(\x0cR\x04data\x12\x16\n\x06offset\x18\x02 \x01(\x03R\x06offset"/\n\x18GetVmNetworkStatsRequest\x12\x13\n\x05vm_id\x18\x01 \x01(\tR\x04vmId"S\n\rDeniedTraffic\x12\x12\n\x04rule\x18\x01 \x01(\tR\x04rule\x12\x18\n\x07packets\x18\x02 \x01(\x03R\x07packets\x12\x14\n\x05bytes\x18\x03 \x01(\x03R\x05bytes"\x8f\x01\n\x19GetVmNetworkStatsResponse\x12\x19\n\x08in_bytes\x18\x01 \x01(\x03R\x07inBytes\x12\x1b\n\tout_bytes\x18\x02 \x01(\x03R\x08outBytes\x12:\n\x06denied\x18\x03 \x03(\x0b2".ironworks.metald.v1.DeniedTrafficR\x06denied*\x98\x02\n\x07VmState\x12\x18\n\x14VM_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12VM_STATE_REQUESTED\x10\x01\x12\x15\n\x11VM_STATE_CREATING\x10\x02\x12\x14\n\x10VM_STATE_CREATED\x10\x03\x12\x14\n\x10VM_STATE_BOOTING\x10\x04\x12\x14\n\x10VM_STATE_RUNNING\x10\x05\x12\x13\n\x0fVM_STATE_PAUSED\x10\x06\x12\x15\n\x11VM_STATE_STOPPING\x10\x07\x12\x14\n\x10VM_STATE_STOPPED\x10\x08\x12\x15\n\x11VM_STATE_DELETING\x10\t\x12\x14\n\x10VM_STATE_DELETED\x10\n\x12\x13\n\x0fVM_STATE_FAILED\x10\x0b*\xfc\x01\n\nVmExitKind\x12\x1c\n\x18VM_EXIT_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15VM_EXIT_KIND_WORKLOAD\x10\x01\x12\x19\n\x15VM_EXIT_KIND_POWEROFF\x10\x02\x12\x16\n\x12VM_EXIT_KIND_PANIC\x10\x03\x12\x17\n\x13VM_EXIT_KIND_KILLED\x10\x04\x12\x18\n\x14VM_EXIT_KIND_CRASHED\x10\x05\x12\x1e\n\x1aVM_EXIT_KIND_OUT_OF_MEMORY\x10\x06\x12\x18\n\x14VM_EXIT_KIND_SECCOMP\x10\x07\x12\x15\n\x11VM_EXIT_KIND_LOST\x10\x08*y\n\x0bRestartMode\x12\x1c\n\x18RESTART_MODE_UNSPECIFIED\x10\x00\x12\x16\n\x12RESTART_MODE_NEVER\x10\x01\x12\x1b\n\x17RESTART_MODE_ON_FAILURE\x10\x02\x12\x17\n\x13RESTART_MODE_ALWAYS\x10\x03*o\n\x11TransportProtocol\x12"\n\x1eTRANSPORT_PROTOCOL_UNSPECIFIED\x10\x00\x12\x1a\n\x16TRANSPORT_PROTOCOL_TCP\x10\x01\x12\x1a\n\x16TRANSPORT_PROTOCOL_UDP\x10\x022\xb5\x08\n\tVmService\x12I\n\x08CreateVm\x12$.ironworks.metald.v1.CreateVmRequest\x1a\x17.ironworks.metald.v1.Vm\x12E\n\x06BootVm\x12".ironworks.metald.v1.BootVmRequest\x1a\x17.ironworks.metald.v1.Vm\x12G\n\x07PauseVm\x12#.ironworks.metald.v1.PauseVmRequest\x1a\x17.ironworks.metald.v1.Vm\x12I\n\x08ResumeVm\x12$.ironworks.metald.v1.ResumeVmRequest\x1a\x17.ironworks.metald.v1.Vm\x12I\n\x08RebootVm\x12$.ironworks.metald.v1.RebootVmRequest\x1a\x17.ironworks.metald.v1.Vm\x12M\n\nShutdownVm\x12&.ironworks.metald.v1.ShutdownVmRequest\x1a\x17.ironworks.metald.v1.Vm\x12I\n\x08DeleteVm\x12$.ironworks.metald.v1.DeleteVmRequest\x1a\x17.ironworks.metald.v1.Vm\x12I\n\x08UpdateVm\x12$.ironworks.metald.v1.UpdateVmRequest\x1a\x17.ironworks.metald.v1.Vm\x12C\n\x05GetVm\x12!.ironworks.metald.v1.GetVmRequest\x1a\x17.ironworks.metald.v1.Vm\x12T\n\x07ListVms\x12#.ironworks.metald.v1.ListVmsRequest\x1a$.ironworks.metald.v1.ListVmsResponse\x12Y\n\x08WatchVms\x12$.ironworks.metald.v1.WatchVmsRequest\x1a%.ironworks.metald.v1.WatchVmsResponse0\x01\x12h\n\rStreamConsole\x12).ironworks.metald.v1.StreamConsoleRequest\x1a*.ironworks.metald.v1.StreamConsoleResponse0\x01\x12r\n\x11GetVmNetworkStats\x12-.ironworks.metald.v1.GetVmNetworkStatsRequest\x1a..ironworks.metald.v1.GetVmNetworkStatsResponseb\x06proto3',
     [
         common_pb.desc(),
     ],

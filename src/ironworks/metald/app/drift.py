@@ -1,0 +1,96 @@
+"""What differs from what should be, and what becomes of it.
+
+Each difference is kept with the VM first, where people see it. If it is still there the next time,
+it is mended: a cgroup is made anew and the VM's processes are put back into it. A network cannot be
+mended under a VMM that has it open: such a VM has ended, and its restart policy says what follows.
+"""
+
+from dataclasses import dataclass, replace
+
+from ironworks.metald import store
+from ironworks.metald.app.boot import attach_metering
+from ironworks.metald.app.context import Context, log
+from ironworks.metald.app.parts import group_limits, slot_of
+from ironworks.metald.app.watch import vmm_ended
+from ironworks.metald.drivers.driver import ExitKind, ExitReport
+from ironworks.metald.types import Vm, VmState
+from ironworks.model.errors import Aborted
+
+_METERED = frozenset({VmState.RUNNING, VmState.PAUSED})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drift:
+    """What was found of one VM, each a sentence."""
+
+    network: tuple[str, ...] = ()
+    cgroup: tuple[str, ...] = ()
+    lease: tuple[str, ...] = ()
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """All of it."""
+        return (*self.network, *self.cgroup, *self.lease)
+
+
+async def look(context: Context, vm: Vm, *, lost_lease: bool) -> Drift:
+    """Compare what a VM has on the machine with what it should have."""
+    lease = (
+        "The lease on its assets was lost, and they can be leased no more: it cannot be restarted."
+    )
+    return Drift(
+        network=await context.network.drift(slot_of(vm)),
+        cgroup=context.groups.missing(vm.vm_id),
+        lease=(lease,) if lost_lease else (),
+    )
+
+
+async def mend(context: Context, seen: Vm, found: Drift) -> bool:
+    """Keep what was found; mend what was there the last time too. Answers whether it did."""
+    if found.sentences == seen.drift and not found.network and not found.cgroup:
+        return False
+    try:
+        context.operations.begin(seen.vm_id, "reconcile")
+    except Aborted:
+        return False
+    return await context.operations.run(seen.vm_id, _mend(context, seen, found), "reconcile")
+
+
+async def _mend(context: Context, seen: Vm, found: Drift) -> bool:
+    vm = await context.db.read(lambda connection: store.find_vm(connection, seen.vm_id))
+    if vm is None or vm.generation != seen.generation:
+        # It has made a transition since it was looked at.
+        return False
+    again = set(found.sentences) & set(vm.drift)
+    if again.isdisjoint({*found.network, *found.cgroup}):
+        return await keep(context, vm, found.sentences)
+    if again & {*found.network}:
+        sentence = f"{found.network[0]} Somebody removed it, so the VM was ended."
+        await vmm_ended(context, vm.vm_id, ExitReport(kind=ExitKind.LOST, sentence=sentence))
+        return True
+    return await _mend_cgroup(context, vm, found)
+
+
+async def _mend_cgroup(context: Context, vm: Vm, found: Drift) -> bool:
+    handle = context.handles.get(vm.vm_id)
+    if handle is None:
+        return False
+    group = await context.groups.create(vm.vm_id, group_limits(context, vm))
+    await context.groups.enter(group, handle.evidence.pid)
+    # Its counters begin anew, and so does the epoch that its samples are counted in.
+    mended = replace(vm, boot_epoch=vm.boot_epoch + 1, drift=found.lease)
+    vm = await context.amend(mended)
+    if vm.state in _METERED:
+        await context.sampler.detach(vm.vm_id)
+        await attach_metering(context, vm, handle)
+    log.warning("cgroup_mended", vm_id=vm.vm_id)
+    return True
+
+
+async def keep(context: Context, vm: Vm, drift: tuple[str, ...]) -> bool:
+    """Keep what differs from what should be; answers whether that is news."""
+    if vm.drift == drift:
+        return False
+    await context.amend(replace(vm, drift=drift))
+    log.warning("vm_drift", vm_id=vm.vm_id, drift=drift)
+    return True
