@@ -208,7 +208,7 @@ async def _until_ready(context: Context, vm: Vm, handle: Handle) -> None:
 
 
 async def attach_metering(context: Context, vm: Vm, handle: Handle) -> None:
-    """Have the VM sampled; returns when its first sample was taken."""
+    """Have the VM sampled, or tell that it was paused or runs on; returns after a sample of it."""
     if vm.slot is None:
         raise Internal(f"VM {vm.vm_id} has no network slot.")
     group = context.groups.group(vm.vm_id)
@@ -233,6 +233,7 @@ async def attach_metering(context: Context, vm: Vm, handle: Handle) -> None:
             netns=context.network.names(vm.slot).netns,
             tap=naming.TAP,
             read_blocks=read_blocks if capabilities.block_counters else None,
+            paused=vm.state is VmState.PAUSED,
         )
     )
 

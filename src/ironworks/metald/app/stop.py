@@ -7,6 +7,7 @@ from typing import Any
 
 from ironworks.metald import decide
 from ironworks.metald.app import health
+from ironworks.metald.app.boot import attach_metering
 from ironworks.metald.app.cleanup import clean_up, end_vmm, fail
 from ironworks.metald.app.context import Context, Once, log
 from ironworks.metald.app.watch import settle_stopped
@@ -151,11 +152,14 @@ async def _switch(context: Context, vm_id: str, after: VmState, once: Once | Non
         if after is VmState.PAUSED:
             await handle.pause()
             health.stop(context, vm_id)
-            return await context.move(vm, after, "It was asked to pause.", once=once)
+            paused = await context.move(vm, after, "It was asked to pause.", once=once)
+            await attach_metering(context, paused, handle)
+            return paused
         await handle.resume()
         resumed = await context.move(vm, after, "It was asked to run on.", once=once)
     except DriverError as error:
         raise FailedPrecondition(f"VM {vm_id}: {error.sentence}") from error
+    await attach_metering(context, resumed, handle)
     health.start(context, resumed)
     return resumed
 

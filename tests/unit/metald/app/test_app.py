@@ -200,6 +200,13 @@ async def test_force_asks_nobody(w: World) -> None:
     assert Step.GUEST_SHUTDOWN not in w.faults.seen
 
 
+async def test_metering_is_told_of_a_pause_and_of_its_end(w: World) -> None:
+    vm = await stop.pause_vm(w.context, await booted(w))
+    assert w.sampler.attached[vm.vm_id].paused
+    vm = await stop.resume_vm(w.context, vm)
+    assert not w.sampler.attached[vm.vm_id].paused
+
+
 async def test_a_paused_guest_is_woken_to_be_asked(w: World) -> None:
     vm = await stop.pause_vm(w.context, await booted(w))
     stopped = await stop.shutdown_vm(w.context, vm, ASK)
