@@ -2,10 +2,40 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+
+from protobuf import Oneof
+
 from ironworks.gen.ironworks.assetmanagerd.v1 import asset_pb
 from ironworks.gen.ironworks.assetmanagerd.v1.asset_connect import AssetServiceClient
 from ironworks.gen.ironworks.common.v1 import common_pb
+from ironworks.model.errors import InvalidRequest, IronError, NotFound
+from ironworks.model.units import MIB
 from ironworks.sdk.resource import DEFAULT_LIMIT, Page, Resource, present, walk
+
+CHUNK_BYTES = MIB
+VERIFY_TIMEOUT_SECONDS = 600.0
+_ATTEMPTS = 5
+"""Attempts to send on that bring an upload no further, until it is given up."""
+_WAIT_SECONDS = 1.0
+
+
+def _read(path: Path, offset_bytes: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(offset_bytes)
+        return file.read(CHUNK_BYTES)
+
+
+def _hash(path: Path) -> tuple[str, int]:
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
+            return digest.hexdigest(), file.tell()
+    except OSError as error:
+        raise InvalidRequest(f"{path} cannot be read: {error.strerror}.") from None
 
 
 class Assets(Resource):
@@ -53,3 +83,97 @@ class Assets(Resource):
             )
 
         return await walk(ask, lambda a: a.leases, limit=limit, page_token=page_token)
+
+    async def verify(self, asset_id: str) -> asset_pb.VerifyAssetResponse:
+        """Let the platform read all bytes of an asset again, and compare. For operators."""
+        request = asset_pb.VerifyAssetRequest(asset_id=asset_id)
+        return await self._connection.call(
+            AssetServiceClient, AssetServiceClient.verify_asset, request, VERIFY_TIMEOUT_SECONDS
+        )
+
+    async def upload(
+        self,
+        path: Path,
+        kind: asset_pb.AssetKind,
+        *,
+        architecture: str = "",
+        source_digest: str = "",
+        labels: Mapping[str, str] | None = None,
+        platform: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> asset_pb.UploadAssetResponse:
+        """Make a file an asset. What has arrived stays: a broken upload goes on where it stopped.
+
+        Args:
+            path: The file; it must not change meanwhile.
+            kind: What it is for.
+            architecture: As OCI names it; empty: found out where the bytes tell.
+            source_digest: What it was made from.
+            labels: For people and filters.
+            platform: For every tenant's use. For operators.
+            progress: Is told bytes that have been sent, and bytes in all.
+
+        Raises:
+            InvalidRequest: the file cannot be read, or is not what it should be.
+        """
+        sha256, size_bytes = await asyncio.to_thread(_hash, path)
+        facts = asset_pb.AssetFacts(
+            kind=kind,
+            sha256=sha256,
+            size_bytes=size_bytes,
+            architecture=architecture,
+            source_digest=source_digest,
+            labels=dict(sorted((labels or {}).items())),
+            platform=platform,
+        )
+        # The same file with the same facts goes on with the same upload, also after a restart.
+        said = (sha256, kind, architecture, source_digest, sorted(facts.labels.items()), platform)
+        key = hashlib.sha256(repr(said).encode()).hexdigest()
+        attempts, reached = 0, -1
+        while True:
+            offset_bytes = await self._uploaded(key)
+            attempts = 1 if offset_bytes > reached else attempts + 1
+            reached = max(reached, offset_bytes)
+            try:
+                return await self._send(path, facts, key, offset_bytes, progress)
+            except IronError as error:
+                if not error.retryable or attempts >= _ATTEMPTS:
+                    raise
+            await self._connection.clock.sleep(_WAIT_SECONDS)
+
+    async def _uploaded(self, key: str) -> int:
+        request = asset_pb.GetUploadRequest(idempotency_key=key)
+        try:
+            answer = await self._connection.call(
+                AssetServiceClient, AssetServiceClient.get_upload, request
+            )
+        except NotFound:
+            return 0
+        return answer.offset_bytes
+
+    async def _send(
+        self,
+        path: Path,
+        facts: asset_pb.AssetFacts,
+        key: str,
+        offset_bytes: int,
+        progress: Callable[[int, int], None] | None,
+    ) -> asset_pb.UploadAssetResponse:
+        async def messages() -> AsyncIterator[asset_pb.UploadAssetRequest]:
+            start = asset_pb.UploadStart(
+                facts=facts, idempotency_key=key, offset_bytes=offset_bytes
+            )
+            yield asset_pb.UploadAssetRequest(part=Oneof("start", start))
+            at = offset_bytes
+            while at < facts.size_bytes:
+                chunk = await asyncio.to_thread(_read, path, at)
+                if not chunk:
+                    raise InvalidRequest(f"{path} has become shorter meanwhile.")
+                yield asset_pb.UploadAssetRequest(part=Oneof("chunk", chunk))
+                at += len(chunk)
+                if progress is not None:
+                    progress(at, facts.size_bytes)
+
+        return await self._connection.send(
+            AssetServiceClient, AssetServiceClient.upload_asset, messages
+        )

@@ -151,6 +151,7 @@ class Connection:
         kind: Callable[..., _C],
         method: Callable[..., Awaitable[_Answer]],
         request: Message[Any],
+        timeout_seconds: float = CALL_TIMEOUT_SECONDS,
     ) -> _Answer:
         """Call a method; what may succeed later is repeated, always with the same idempotency key.
 
@@ -158,6 +159,7 @@ class Connection:
             kind: Generated client class, for example `DeploymentServiceClient`.
             method: Its method, for example `DeploymentServiceClient.create_deployment`.
             request: The message. If it takes an idempotency key and has none, it gets one.
+            timeout_seconds: Of each attempt.
 
         Raises:
             IronError: what the platform answered, or that it does not answer.
@@ -168,7 +170,7 @@ class Connection:
 
         async def attempt() -> _Answer:
             return await self._authenticated(
-                lambda token: self._once(method, client, request, headers | token)
+                lambda token: self._once(method, client, request, headers | token, timeout_seconds)
             )
 
         return await resilience.call(attempt, clock=self.clock)
@@ -199,6 +201,25 @@ class Connection:
                     raise explained from None
             else:
                 return
+
+    async def send(
+        self,
+        kind: Callable[..., _C],
+        method: Callable[..., Awaitable[_Answer]],
+        messages: Callable[[], AsyncIterator[Message[Any]]],
+    ) -> _Answer:
+        """Send a stream of messages; one that breaks raises, and is not repeated here.
+
+        Args:
+            kind: Generated client class.
+            method: Its method that takes a stream.
+            messages: Makes the stream, again if the token had to be renewed.
+        """
+        client = await self.service(kind)
+        headers = self._headers()
+        return await self._authenticated(
+            lambda token: self._once(method, client, messages(), headers | token, None)
+        )
 
     async def token(self) -> str:
         """A token that is good for the next call, for calls that this SDK has no method for.
@@ -233,14 +254,15 @@ class Connection:
         self,
         method: Callable[..., Awaitable[_Answer]],
         client: ConnectClient,
-        request: Message[Any],
+        request: Message[Any] | AsyncIterator[Message[Any]],
         headers: dict[str, str],
+        timeout_seconds: float | None = CALL_TIMEOUT_SECONDS,
     ) -> _Answer:
-        timeout_ms = int(CALL_TIMEOUT_SECONDS * 1000)
+        timeout_ms = None if timeout_seconds is None else int(timeout_seconds * 1000)
         try:
             return await method(client, request, headers=headers, timeout_ms=timeout_ms)
         except ConnectError as error:
-            raise self._explain(error) from None
+            raise self._explain(error, timeout_seconds) from None
 
     async def _exchange(self) -> Token:
         if not self.configuration.api_key:
@@ -252,12 +274,14 @@ class Connection:
         )
         return Token(value=answer.token, expires_at_ns=answer.expires_at_ns)
 
-    def _explain(self, error: ConnectError) -> BaseException:
+    def _explain(
+        self, error: ConnectError, timeout_seconds: float | None = CALL_TIMEOUT_SECONDS
+    ) -> BaseException:
         cause = error.__cause__
         if isinstance(cause, asyncio.CancelledError):
             return cause  # see runtime.rpc.errors.our_errors
         if error.code is Code.DEADLINE_EXCEEDED and isinstance(cause, TimeoutError):
-            url, seconds = self.configuration.url, CALL_TIMEOUT_SECONDS
+            url, seconds = self.configuration.url, timeout_seconds or 0.0
             return DeadlineExceeded(f"{url} did not answer within {seconds:.0f} seconds.")
         if error.code is Code.UNAVAILABLE and cause is not None:
             return unreachable(self.configuration.url, str(cause))

@@ -95,6 +95,7 @@ class FakeApi:
         tokens: Tokens given out.
         breaks: Streams of WatchJob that end after one message.
         failure: Why deployments fail; None: they do not.
+        damage: What is wrong with the asset's bytes; empty: nothing.
     """
 
     asked: dict[str, list[Message[Any]]] = field(
@@ -103,6 +104,7 @@ class FakeApi:
     tokens: int = 0
     breaks: int = 0
     failure: jobs_pb.JobFailure | None = None
+    damage: str = ""
     key: ECKey = field(default_factory=lambda: ECKey.generate_key("P-256", {"kid": "fake"}))
     issuer: str = ""
     tenants: dict[str, tenants_pb.Tenant] = field(default_factory=dict[str, tenants_pb.Tenant])

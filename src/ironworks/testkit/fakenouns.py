@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
@@ -31,7 +32,7 @@ from ironworks.gen.ironworks.builderd.v1.build_connect import (
 from ironworks.gen.ironworks.common.v1 import common_pb
 from ironworks.gen.ironworks.metald.v1 import vm_pb
 from ironworks.gen.ironworks.metald.v1.vm_connect import VmService, VmServiceASGIApplication
-from ironworks.model.errors import NotFound
+from ironworks.model.errors import FailedPrecondition, InvalidRequest, NotFound
 from ironworks.model.ids import derived_id
 from ironworks.model.units import MIB, NS_PER_SECOND
 
@@ -43,6 +44,9 @@ _AT_NS = 1_795_433_424 * NS_PER_SECOND
 
 class Asked(Protocol):
     """Where calls are noted."""
+
+    damage: str
+    """What is wrong with the asset's bytes."""
 
     def ask(self, method: str, request: Message[Any], *, after: bool = False) -> None:
         """Note a call; raise what was ordered."""
@@ -138,6 +142,10 @@ class _Builds(_Handlers, BuildService):
 
 
 class _Assets(_Handlers, AssetService):
+    def __init__(self, api: Asked) -> None:
+        super().__init__(api)
+        self.uploads: dict[str, bytes] = {}
+
     async def get_asset(
         self, request: asset_pb.GetAssetRequest, ctx: Any
     ) -> asset_pb.GetAssetResponse:
@@ -161,6 +169,41 @@ class _Assets(_Handlers, AssetService):
         self._api.ask("ListAssets", request)
         answer = await self.get_asset(asset_pb.GetAssetRequest(asset_id=ASSET_ID), ctx)
         return asset_pb.ListAssetsResponse(assets=[answer.asset] if answer.asset else [])
+
+    async def get_upload(
+        self, request: asset_pb.GetUploadRequest, ctx: Any
+    ) -> asset_pb.GetUploadResponse:
+        self._api.ask("GetUpload", request)
+        if request.idempotency_key not in self.uploads:
+            raise NotFound("This upload is not known here.")
+        return asset_pb.GetUploadResponse(offset_bytes=len(self.uploads[request.idempotency_key]))
+
+    async def upload_asset(
+        self, request: AsyncIterator[asset_pb.UploadAssetRequest], ctx: Any
+    ) -> asset_pb.UploadAssetResponse:
+        key, wanted = "", ""
+        async for message in request:
+            if message.part is None or message.part.field == "chunk":
+                self.uploads[key] += b"" if message.part is None else message.part.value
+                self._api.ask("UploadAsset", message)
+                continue
+            start = message.part.value
+            key, wanted = start.idempotency_key, (start.facts or asset_pb.AssetFacts()).sha256
+            there = self.uploads.setdefault(key, b"")
+            if start.offset_bytes != len(there):
+                raise FailedPrecondition(f"This upload stands at {len(there)} bytes.")
+        if hashlib.sha256(self.uploads[key]).hexdigest() != wanted:
+            raise InvalidRequest("The bytes have another SHA-256 than was claimed.")
+        return asset_pb.UploadAssetResponse(
+            asset=asset_pb.Asset(asset_id=ASSET_ID, sha256=wanted, kind=asset_pb.AssetKind.ROOTFS)
+        )
+
+    async def verify_asset(
+        self, request: asset_pb.VerifyAssetRequest, ctx: Any
+    ) -> asset_pb.VerifyAssetResponse:
+        self._api.ask("VerifyAsset", request)
+        _known(request.asset_id, ASSET_ID, "asset")
+        return asset_pb.VerifyAssetResponse(intact=not self._api.damage, problem=self._api.damage)
 
     async def list_leases(
         self, request: asset_pb.ListLeasesRequest, ctx: Any

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
 from ironworks.gen.ironworks.assetmanagerd.v1 import asset_pb
-from ironworks.model.errors import NotFound
+from ironworks.model.errors import InvalidRequest, NotFound, Unavailable
 from ironworks.sdk import AsyncIronworks
 from ironworks.testkit.fakeapi import FakeApi
 from ironworks.testkit.fakenouns import ASSET_ID
@@ -22,3 +25,48 @@ async def test_get_list_and_leases(api: FakeApi, client: AsyncIronworks) -> None
     assert (request.state, request.asset_id) == (asset_pb.LeaseState.ACTIVE, ASSET_ID)
     with pytest.raises(NotFound):
         await client.assets.get("ast_none")
+
+
+async def test_an_upload_goes_on_where_it_broke(
+    api: FakeApi, client: AsyncIronworks, tmp_path: Path
+) -> None:
+    path = tmp_path / "rootfs"
+    path.write_bytes(os.urandom(3_000_000))
+    api.fail("UploadAsset", Unavailable("It broke."))
+    told: list[int] = []
+    done = await client.assets.upload(
+        path,
+        asset_pb.AssetKind.ROOTFS,
+        labels={"b": "1", "a": "2"},
+        progress=lambda sent, _: told.append(sent),
+    )
+    assert done.asset is not None
+    assert done.asset.asset_id == ASSET_ID
+    # The chunk that had arrived when it broke was not sent again.
+    sizes = [
+        len(one.part.value)
+        for one in api.asked["UploadAsset"]
+        if isinstance(one, asset_pb.UploadAssetRequest)
+        and one.part is not None
+        and one.part.field == "chunk"
+    ]
+    assert sum(sizes) == 3_000_000
+    assert told[-1] == 3_000_000
+
+
+async def test_an_upload_that_gets_nowhere_is_given_up(
+    api: FakeApi, client: AsyncIronworks, tmp_path: Path
+) -> None:
+    (tmp_path / "rootfs").write_bytes(b"x")
+    api.fail("GetUpload", Unavailable("It is down."), times=100)
+    with pytest.raises(Unavailable, match="down"):
+        await client.assets.upload(tmp_path / "rootfs", asset_pb.AssetKind.ROOTFS)
+    with pytest.raises(InvalidRequest, match="cannot be read"):
+        await client.assets.upload(tmp_path / "absent", asset_pb.AssetKind.ROOTFS)
+
+
+async def test_verify(api: FakeApi, client: AsyncIronworks) -> None:
+    assert (await client.assets.verify(ASSET_ID)).intact
+    api.damage = "The bytes of this asset are gone."
+    found = await client.assets.verify(ASSET_ID)
+    assert (found.intact, found.problem) == (False, api.damage)
