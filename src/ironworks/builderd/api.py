@@ -1,48 +1,35 @@
-"""Proto ↔ types, nothing else."""
+"""The RPC methods: who asks, for whom, and what is answered."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from typing import Any
 
 from connectrpc.request import RequestContext
 
 from ironworks.builderd.app import Builds
-from ironworks.builderd.assets import image_config_message
-from ironworks.builderd.types import (
-    Build,
-    BuilderSettings,
-    BuildFilter,
-    BuildResult,
-    BuildState,
-    Progress,
-    RootfsFormat,
+from ironworks.builderd.choices import Choices
+from ironworks.builderd.messages import (
+    FORMATS_IN,
+    STATES,
+    STATES_IN,
+    build_message,
+    credential_message,
+    policy_message,
+    read_policy,
+    report_message,
 )
+from ironworks.builderd.types import Build, BuilderSettings, BuildFilter, RootfsFormat
+from ironworks.builderd.uploads import Start, Uploads
 from ironworks.gen.ironworks.builderd.v1 import build_pb as pb
+from ironworks.gen.ironworks.builderd.v1 import policy_pb
 from ironworks.gen.ironworks.builderd.v1.build_connect import BuildService
 from ironworks.gen.ironworks.common.v1 import common_pb
+from ironworks.model.errors import InvalidRequest, PermissionDenied
 from ironworks.model.pages import encode_token, read_page
 from ironworks.runtime.identity.caller import current_caller, current_tenant_id
 
 _Context = RequestContext[Any, Any]
-
-_STATES: Mapping[BuildState, pb.BuildState] = {
-    BuildState.QUEUED: pb.BuildState.QUEUED,
-    BuildState.RESOLVING: pb.BuildState.RESOLVING,
-    BuildState.PULLING: pb.BuildState.PULLING,
-    BuildState.BUILDING: pb.BuildState.BUILDING,
-    BuildState.VALIDATING: pb.BuildState.VALIDATING,
-    BuildState.REGISTERING: pb.BuildState.REGISTERING,
-    BuildState.COMPLETED: pb.BuildState.COMPLETED,
-    BuildState.FAILED: pb.BuildState.FAILED,
-    BuildState.CANCELLED: pb.BuildState.CANCELLED,
-}
-_STATES_IN = {value: key for key, value in _STATES.items()}
-_FORMATS: Mapping[RootfsFormat, pb.RootfsFormat] = {
-    RootfsFormat.SQUASHFS: pb.RootfsFormat.SQUASHFS,
-    RootfsFormat.EXT4: pb.RootfsFormat.EXT4,
-}
-_FORMATS_IN = {value: key for key, value in _FORMATS.items()}
 
 
 def _scope() -> str:
@@ -53,72 +40,19 @@ def _scope() -> str:
     return current_tenant_id()
 
 
-def _result(result: BuildResult | None) -> pb.BuildResult | None:
-    if result is None:
-        return None
-    return pb.BuildResult(
-        asset_id=result.asset_id,
-        sha256=result.sha256,
-        size_bytes=result.size_bytes,
-        unpacked_bytes=result.unpacked_bytes,
-        file_count=result.file_count,
-        layer_count=result.layer_count,
-        image_config=image_config_message(result.image_config),
-    )
-
-
-def _build(build: Build, progress: Progress) -> pb.Build:
-    failure = build.failure
-    return pb.Build(
-        build_id=build.build_id,
-        tenant_id=build.tenant_id,
-        image=build.image,
-        image_digest=build.image_digest,
-        index_digest=build.index_digest,
-        platform=build.platform,
-        format=_FORMATS[build.format],
-        state=_STATES[build.state],
-        progress=pb.BuildProgress(
-            done_bytes=progress.done_bytes, total_bytes=progress.total_bytes, step=progress.step
-        ),
-        stages=[
-            pb.BuildStage(
-                state=_STATES[stage.state],
-                started_at_ns=stage.started_at_ns,
-                ended_at_ns=stage.ended_at_ns,
-            )
-            for stage in build.stages
-        ],
-        result=_result(build.result),
-        failure=None
-        if failure is None
-        else pb.BuildFailure(
-            code=failure.code, message=failure.message, state=_STATES[failure.state]
-        ),
-        reused_build_id=build.reused_build_id,
-        builder_version=build.builder_version,
-        labels=dict(build.labels),
-        priority=pb.BuildPriority(build.priority),
-        timeout_seconds=build.timeout_seconds,
-        attempt_count=build.attempt_count,
-        worker=build.worker,
-        created_at_ns=build.created_at_ns,
-        started_at_ns=build.started_at_ns,
-        updated_at_ns=build.updated_at_ns,
-        ended_at_ns=build.ended_at_ns,
-        revision=build.revision,
-    )
-
-
 class Handlers(BuildService):
     """The RPC methods."""
 
-    def __init__(self, builds: Builds, settings: BuilderSettings) -> None:
+    def __init__(
+        self, builds: Builds, uploads: Uploads, choices: Choices, settings: BuilderSettings
+    ) -> None:
         self._builds = builds
+        self._uploads = uploads
+        self._choices = choices
         self._settings = settings
 
-    def _message(self, build: Build) -> pb.Build:
-        return _build(build, self._builds.progress(build.build_id))
+    async def _message(self, build: Build) -> pb.Build:
+        return build_message(build, await self._builds.progress(build))
 
     async def create_build(
         self, request: pb.CreateBuildRequest, ctx: _Context, /
@@ -126,24 +60,26 @@ class Handlers(BuildService):
         build = await self._builds.create(
             current_tenant_id(),
             request.image,
-            rootfs_format=_FORMATS_IN.get(request.format, RootfsFormat.SQUASHFS),
+            rootfs_format=FORMATS_IN.get(request.format, RootfsFormat.SQUASHFS),
             labels=dict(request.labels),
             priority=int(request.priority) or int(pb.BuildPriority.NORMAL),
             timeout_seconds=request.timeout_seconds,
             force=request.force,
             key=request.idempotency_key,
         )
-        return pb.CreateBuildResponse(build=self._message(build))
+        return pb.CreateBuildResponse(build=await self._message(build))
 
     async def get_build(self, request: pb.GetBuildRequest, ctx: _Context, /) -> pb.GetBuildResponse:
         build = await self._builds.get(_scope(), request.build_id)
-        return pb.GetBuildResponse(build=self._message(build))
+        progress = await self._builds.progress(build)
+        packages = await self._builds.packages(build)
+        return pb.GetBuildResponse(build=build_message(build, progress, packages))
 
     async def list_builds(
         self, request: pb.ListBuildsRequest, ctx: _Context, /
     ) -> pb.ListBuildsResponse:
         query = BuildFilter(
-            states=tuple(_STATES_IN[state] for state in request.states if state in _STATES_IN),
+            states=tuple(STATES_IN[state] for state in request.states if state in STATES_IN),
             labels=dict(sorted(request.labels.items())),
             image_digest=request.image_digest,
         )
@@ -155,7 +91,7 @@ class Handlers(BuildService):
         if len(found) > page.size:
             token = encode_token((builds[-1].build_id,), filters)
         return pb.ListBuildsResponse(
-            builds=[self._message(build) for build in builds],
+            builds=[await self._message(build) for build in builds],
             page=common_pb.PageInfo(next_page_token=token),
         )
 
@@ -163,7 +99,7 @@ class Handlers(BuildService):
         self, request: pb.WatchBuildRequest, ctx: _Context, /
     ) -> AsyncIterator[pb.WatchBuildResponse]:
         async for build in self._builds.watch(_scope(), request.build_id):
-            yield pb.WatchBuildResponse(build=self._message(build))
+            yield pb.WatchBuildResponse(build=await self._message(build))
 
     async def stream_build_logs(  # pyright: ignore[reportIncompatibleMethodOverride] - a generator
         self, request: pb.StreamBuildLogsRequest, ctx: _Context, /
@@ -178,7 +114,7 @@ class Handlers(BuildService):
             yield pb.StreamBuildLogsResponse(
                 sequence=line.sequence,
                 at_ns=line.at_ns,
-                state=_STATES[line.state],
+                state=STATES[line.state],
                 text=line.text,
             )
 
@@ -186,7 +122,7 @@ class Handlers(BuildService):
         self, request: pb.CancelBuildRequest, ctx: _Context, /
     ) -> pb.CancelBuildResponse:
         build = await self._builds.cancel(_scope(), request.build_id, request.idempotency_key)
-        return pb.CancelBuildResponse(build=self._message(build))
+        return pb.CancelBuildResponse(build=await self._message(build))
 
     async def delete_build(
         self, request: pb.DeleteBuildRequest, ctx: _Context, /
@@ -214,14 +150,133 @@ class Handlers(BuildService):
     async def get_tenant_quota(
         self, request: pb.GetTenantQuotaRequest, ctx: _Context, /
     ) -> pb.GetTenantQuotaResponse:
-        running, queued = await self._builds.usage(current_tenant_id())
-        limits = self._settings
+        tenant_id, limits = current_tenant_id(), self._settings
+        running, queued = await self._builds.usage(tenant_id)
+        policy = await self._choices.in_force(tenant_id)
         return pb.GetTenantQuotaResponse(
             max_running_builds=limits.max_builds_per_tenant,
             running_builds=running,
             max_queued_builds=limits.max_queued_builds_per_tenant,
             queued_builds=queued,
             max_timeout_seconds=limits.build_timeout_seconds,
-            max_unpacked_bytes=limits.max_unpacked_bytes,
-            max_file_count=limits.max_image_files,
+            max_unpacked_bytes=_least(policy.max_unpacked_bytes, limits.max_unpacked_bytes),
+            max_file_count=_least(policy.max_file_count, limits.max_image_files),
+            max_upload_bytes=limits.max_upload_bytes_per_tenant,
+            upload_bytes=await self._uploads.used_bytes(tenant_id),
         )
+
+    # --- policies ---------------------------------------------------------------------------------
+
+    async def evaluate_policy(
+        self, request: policy_pb.EvaluatePolicyRequest, ctx: _Context, /
+    ) -> policy_pb.EvaluatePolicyResponse:
+        policy = None if request.policy is None else read_policy(request.policy)
+        report, digest = await self._choices.evaluate(current_tenant_id(), request.image, policy)
+        return policy_pb.EvaluatePolicyResponse(report=report_message(report), image_digest=digest)
+
+    async def get_policy(
+        self, request: policy_pb.GetPolicyRequest, ctx: _Context, /
+    ) -> policy_pb.GetPolicyResponse:
+        tenant_id = _policy_owner(platform=request.platform, changing=False)
+        declared, effective, revision = await self._choices.policy(
+            tenant_id, platform=request.platform
+        )
+        return policy_pb.GetPolicyResponse(
+            policy=policy_message(declared),
+            effective_policy=policy_message(effective),
+            revision=revision,
+        )
+
+    async def set_policy(
+        self, request: policy_pb.SetPolicyRequest, ctx: _Context, /
+    ) -> policy_pb.SetPolicyResponse:
+        revision = await self._choices.set_policy(
+            _policy_owner(platform=request.platform, changing=True),
+            read_policy(request.policy),
+            request.expected_revision,
+            request.idempotency_key,
+            platform=request.platform,
+        )
+        return policy_pb.SetPolicyResponse(revision=revision)
+
+    # --- uploads ----------------------------------------------------------------------------------
+
+    async def upload_image(
+        self, request: AsyncIterator[pb.UploadImageRequest], ctx: _Context, /
+    ) -> pb.UploadImageResponse:
+        first = await anext(aiter(request), None)
+        if first is None or first.part is None or first.part.field != "start":
+            raise InvalidRequest("The first message of an upload must be its start.")
+        said = first.part.value
+        start = Start(
+            sha256=said.sha256,
+            size_bytes=said.size_bytes,
+            offset_bytes=said.offset_bytes,
+            key=said.idempotency_key,
+        )
+        upload = await self._uploads.receive(current_tenant_id(), start, _chunks(request))
+        return pb.UploadImageResponse(
+            image=f"upload:{upload.upload_id}", expires_at_ns=upload.expires_at_ns
+        )
+
+    async def get_image_upload(
+        self, request: pb.GetImageUploadRequest, ctx: _Context, /
+    ) -> pb.GetImageUploadResponse:
+        upload, offset = await self._uploads.find(current_tenant_id(), request.idempotency_key)
+        return pb.GetImageUploadResponse(
+            upload_id=upload.upload_id,
+            offset_bytes=offset,
+            size_bytes=upload.size_bytes,
+            expires_at_ns=upload.expires_at_ns,
+        )
+
+    # --- credentials ------------------------------------------------------------------------------
+
+    async def set_registry_credential(
+        self, request: pb.SetRegistryCredentialRequest, ctx: _Context, /
+    ) -> pb.SetRegistryCredentialResponse:
+        stored = await self._choices.set_credential(
+            current_tenant_id(), request.scope, request.username, request.password
+        )
+        return pb.SetRegistryCredentialResponse(credential=credential_message(stored))
+
+    async def list_registry_credentials(
+        self, request: pb.ListRegistryCredentialsRequest, ctx: _Context, /
+    ) -> pb.ListRegistryCredentialsResponse:
+        known = await self._choices.credentials(current_tenant_id())
+        return pb.ListRegistryCredentialsResponse(
+            credentials=[credential_message(one) for one in known]
+        )
+
+    async def delete_registry_credential(
+        self, request: pb.DeleteRegistryCredentialRequest, ctx: _Context, /
+    ) -> pb.DeleteRegistryCredentialResponse:
+        await self._choices.delete_credential(current_tenant_id(), request.scope)
+        return pb.DeleteRegistryCredentialResponse()
+
+
+def _policy_owner(*, platform: bool, changing: bool) -> str:
+    """The tenant whose policy is meant; empty: the platform's.
+
+    Raises:
+        PermissionDenied: only operators set the platform's.
+    """
+    if not platform:
+        return current_tenant_id()
+    if changing and not current_caller().is_operator:
+        raise PermissionDenied(
+            "Only operators set the platform's policy.",
+            hint="Set your tenant's own, which narrows it.",
+        )
+    return ""
+
+
+async def _chunks(request: AsyncIterator[pb.UploadImageRequest]) -> AsyncIterator[bytes]:
+    async for message in request:
+        if message.part is None or message.part.field != "chunk":
+            raise InvalidRequest("Every message of an upload but the first must be a chunk.")
+        yield message.part.value
+
+
+def _least(wanted: int, limit: int) -> int:
+    return min(wanted or limit, limit)

@@ -10,6 +10,7 @@ from pathlib import Path
 import structlog
 from sqlalchemy import Connection
 
+from ironworks.builderd import policy as policies
 from ironworks.builderd import store
 from ironworks.builderd.changes import Changes
 from ironworks.builderd.decide import (
@@ -20,18 +21,22 @@ from ironworks.builderd.decide import (
     parse_image,
     take_up,
 )
+from ironworks.builderd.making import Maker
 from ironworks.builderd.sources.documents import host_architecture
+from ironworks.builderd.sources.local import locate, resolve_layout
 from ironworks.builderd.types import (
     Build,
     BuilderSettings,
     BuildFilter,
     BuildState,
     LogLine,
+    Package,
     Progress,
     RootfsFormat,
     Stats,
     Transport,
 )
+from ironworks.builderd.uploads import Uploads
 from ironworks.builderd.worker import Worker
 from ironworks.model.errors import (
     Aborted,
@@ -57,11 +62,13 @@ _MAX_WINDOW_SECONDS = 30 * 86400
 class Builds:
     """Use cases over builds. `enqueue` puts a build in the durable queue."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts it puts together
         self,
         *,
         database: Database,
         worker: Worker,
+        maker: Maker,
+        uploads: Uploads,
         changes: Changes,
         settings: BuilderSettings,
         clock: Clock,
@@ -70,6 +77,8 @@ class Builds:
     ) -> None:
         self._database = database
         self._worker = worker
+        self._maker = maker
+        self._uploads = uploads
         self._changes = changes
         self._settings = settings
         self._clock = clock
@@ -92,10 +101,13 @@ class Builds:
 
         Raises:
             InvalidRequest: the reference cannot be one, or something is out of bounds.
+            NotFound: it names an upload that is not there.
             ResourceExhausted: the tenant has too many builds waiting.
         """
-        parse_image(image)
+        reference = parse_image(image)
         seconds = check_request(labels, timeout_seconds, self._settings.build_timeout_seconds)
+        if reference.transport is Transport.UPLOAD:
+            await self._uploads.touch(tenant_id, reference.location)
         now_ns = self._clock.now_ns()
         fresh = Build(
             build_id=new_id("bld", self._clock, self._entropy),
@@ -155,19 +167,23 @@ class Builds:
         Its digest is two small files away. Whatever stands in the way is left to the worker, which
         finds it again and says so.
         """
-        reference = parse_image(build.image)
+        reference = self._maker.reference(build.image)
         if reference.transport not in (Transport.LAYOUT, Transport.PATH):
             return None
         try:
-            if await asyncio.to_thread(Path(reference.location).is_dir):
-                resolved, _ = await self._worker.resolve(reference, self._worker.scratch_dir)
+            policy = await self._maker.policy(build.tenant_id)
+            refused = policies.refusal(policies.judge_reference(policy, reference))
+            if refused is None and await asyncio.to_thread(Path(reference.location).is_dir):
+                path = await asyncio.to_thread(locate, reference, self._settings.image_roots())
+                resolved, _ = await asyncio.to_thread(resolve_layout, path, reference.name)
                 meant = replace(
                     build,
                     image_digest=resolved.digest,
                     index_digest=resolved.index_digest,
                     platform=f"linux/{host_architecture()}",
+                    policy_digest=policies.digest(policy),
                 )
-                made = await self._worker.find_made(meant)
+                made = await self._maker.find_made(meant)
                 if made is not None:
                     return await self._complete(build, meant, made)
         except (IronError, OSError) as error:
@@ -177,9 +193,10 @@ class Builds:
     async def _complete(self, build: Build, meant: Build, made: Build) -> Build:
         now_ns = self._clock.now_ns()
         done = replace(
-            move(take_up(meant, "builderd", now_ns), BuildState.COMPLETED, now_ns),
+            move(take_up(meant, self._worker.name, now_ns), BuildState.COMPLETED, now_ns),
             result=made.result,
             reused_build_id=made.build_id,
+            policy_report=made.policy_report,
         )
 
         def work(connection: Connection) -> Build:
@@ -199,9 +216,23 @@ class Builds:
         build = await self._database.read(lambda connection: store.read_build(connection, build_id))
         return _owned(build, tenant_id, build_id)
 
-    def progress(self, build_id: str) -> Progress:
-        """How far a build is in its present state."""
-        return self._changes.progress(build_id)
+    async def progress(self, build: Build) -> Progress:
+        """How far a build is in its present state, whichever worker has it."""
+        if build.ended:
+            return Progress()
+        here = self._changes.progress(build.build_id)
+        if here != Progress():
+            return here
+        return await self._database.read(
+            lambda connection: store.read_progress(connection, build.build_id)
+        )
+
+    async def packages(self, build: Build) -> tuple[Package, ...]:
+        """The packages that the image declares."""
+        made_by = build.reused_build_id or build.build_id
+        return await self._database.read(
+            lambda connection: store.read_packages(connection, made_by)
+        )
 
     async def page(self, tenant_id: str, query: BuildFilter, page: PageSpec) -> list[Build]:
         """A page of builds, and one more if there is one more."""
@@ -219,7 +250,7 @@ class Builds:
         while True:
             event = self._changes.subscribe(build_id)
             build = await self.get(tenant_id, build_id)
-            now = build.revision, self._changes.progress(build_id)
+            now = build.revision, await self.progress(build)
             if now != told:
                 yield build
                 told = now
@@ -342,14 +373,11 @@ class Builds:
             )
         )
 
-    async def requeue(self) -> int:
-        """Put every build that has not ended into the queue; one that is in it stays as it is."""
-        builds = await self._database.read(
+    async def unended(self) -> list[Build]:
+        """Builds that have not ended, oldest first."""
+        return await self._database.read(
             lambda connection: store.unended(connection, _QUEUED_LIMIT)
         )
-        for build in builds:
-            await self._enqueue(build)
-        return len(builds)
 
     async def forget_keys(self) -> int:
         """Drop old idempotency keys; answers how many."""

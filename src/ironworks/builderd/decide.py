@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from ironworks.builderd.types import (
@@ -25,8 +26,8 @@ from ironworks.model.errors import (
     InvalidRequest,
     IronError,
     ResourceExhausted,
-    Unimplemented,
 )
+from ironworks.model.units import NS_PER_SECOND
 
 _S = BuildState
 NEXT: Mapping[BuildState, frozenset[BuildState]] = MappingProxyType(
@@ -49,6 +50,7 @@ _REGISTRY = re.compile(
     r"(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(@sha256:[0-9a-f]{64})?"
 )
 _IMAGE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/:@+-]{0,254}")
+_UPLOAD = re.compile(r"upl_[0-9a-z]{26}")
 _SCHEME = re.compile(r"(docker|oci|oci-archive|docker-archive|upload|dir|containers-storage):")
 _KNOWN = "a registry reference, oci:/directory, oci-archive:/file, docker-archive:/file or a path"
 
@@ -58,7 +60,6 @@ def parse_image(text: str) -> ImageReference:
 
     Raises:
         InvalidRequest: it cannot be one.
-        Unimplemented: it names an upload.
     """
     if not 1 <= len(text) <= MAX_IMAGE_CHARS or not text.isprintable():
         raise InvalidRequest(f"image must be 1 to {MAX_IMAGE_CHARS} printable characters.")
@@ -68,22 +69,39 @@ def parse_image(text: str) -> ImageReference:
     kind = scheme[1] if scheme else ""
     rest = text[scheme.end() :] if scheme else text
     if kind == "upload":
-        raise Unimplemented("Uploaded images are not built by this version.")
+        if not _UPLOAD.fullmatch(rest):
+            raise InvalidRequest(f"{text[:80]!r} is not what an upload answers.")
+        return ImageReference(transport=Transport.UPLOAD, location=rest)
     if kind in ("oci", "oci-archive", "docker-archive"):
         path, colon, name = rest.partition(":")
         if colon and not _IMAGE_NAME.fullmatch(name):
             raise InvalidRequest(f"{name!r} cannot be the name of an image in a layout.")
         return ImageReference(transport=Transport(kind), location=_path(path), name=name)
-    if kind == "docker" and rest.startswith("//"):
-        rest = rest[2:]
-    elif kind == "docker":
-        # `docker:27` is the image "docker" of the default registry.
-        rest = text
-    elif kind:
+    if kind not in ("", "docker"):
         raise InvalidRequest(f"Images are not taken from {kind}:", hint=f"Give {_KNOWN}.")
+    return _registry_reference(text)
+
+
+def _registry_reference(text: str) -> ImageReference:
+    # `docker:27` is the image "docker" of the default registry.
+    rest = text.removeprefix("docker://")
     if not _REGISTRY.fullmatch(rest) or "//" in rest or ".." in rest:
         raise InvalidRequest(f"{text[:80]!r} is not an image reference.", hint=f"Give {_KNOWN}.")
     return ImageReference(transport=Transport.REGISTRY, location=rest)
+
+
+def with_registry(reference: ImageReference, default_registry: str) -> ImageReference:
+    """The same image, with the registry that a short name means."""
+    if reference.transport is not Transport.REGISTRY:
+        return reference
+    location = reference.location
+    first, slash, _ = location.partition("/")
+    if not (slash and ("." in first or ":" in first or first == "localhost")):
+        location = f"{default_registry}/{location}"
+    registry, _, rest = location.partition("/")
+    if registry == "docker.io" and "/" not in rest:
+        location = f"docker.io/library/{rest}"
+    return replace(reference, location=location)
 
 
 def _path(text: str) -> str:
@@ -144,11 +162,12 @@ def move(build: Build, state: BuildState, now_ns: int) -> Build:
     return replace(build, state=state, stages=(*closed, Stage(state=state, started_at_ns=now_ns)))
 
 
-def take_up(build: Build, worker: str, now_ns: int) -> Build:
+def take_up(build: Build, worker: str, now_ns: int, turn: str = "") -> Build:
     """`build` in the hands of a worker, from its beginning."""
     return replace(
         move(build, BuildState.RESOLVING, now_ns),
         worker=worker,
+        turn=turn,
         attempt_count=build.attempt_count + 1,
         started_at_ns=build.started_at_ns or now_ns,
     )
@@ -170,6 +189,42 @@ def check_cancellable(build: Build) -> None:
         raise FailedPrecondition(f"Build {build.build_id} has {build.state.value} already.")
 
 
-def reuse_key(build: Build) -> tuple[str, str, str, str]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """The next build of one tenant: the one of the highest priority, and of those the oldest.
+
+    Attributes:
+        running: Builds of this tenant that workers have.
+        served_at_ns: When a worker last took up one of its builds; 0: never.
+    """
+
+    build_id: str
+    tenant_id: str
+    running: int
+    served_at_ns: int
+
+
+def choose(waiting: Iterable[Waiting], max_per_tenant: int) -> Waiting | None:
+    """Whose turn it is: the tenant's with the fewest running builds, then who has waited longest.
+
+    None if no tenant may have one more.
+    """
+    allowed = [one for one in waiting if one.running < max_per_tenant]
+    return min(allowed, key=lambda one: (one.running, one.served_at_ns, one.build_id), default=None)
+
+
+def reuse_key(build: Build) -> str:
     """What two builds must share for one result to serve both."""
-    return build.tenant_id, build.image_digest, build.format.value, BUILDER_VERSION
+    parts = (
+        build.tenant_id,
+        build.image_digest,
+        build.format.value,
+        BUILDER_VERSION,
+        build.policy_digest,
+    )
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def seconds_left(build: Build, now_ns: int) -> float:
+    """How long a build may still take, counted from its first start."""
+    return build.timeout_seconds - (now_ns - build.started_at_ns) / NS_PER_SECOND

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from pydantic import TypeAdapter
 from sqlalchemy import Connection, delete, exists, func, insert, select, update
 
-from ironworks.builderd.tables import BUILDS, IDEMPOTENCY, LABELS, LOG_LINES
+from ironworks.builderd.tables import BUILDS, IDEMPOTENCY, LABELS, LOG_LINES, PACKAGES
 from ironworks.builderd.types import (
+    BUILDER_VERSION,
     ENDED,
     MAX_LOG_CHARS,
     MAX_LOG_LINES,
@@ -16,7 +18,8 @@ from ironworks.builderd.types import (
     BuildFilter,
     BuildState,
     LogLine,
-    RootfsFormat,
+    Package,
+    Progress,
     Stats,
 )
 from ironworks.model.errors import Aborted
@@ -24,6 +27,8 @@ from ironworks.model.pages import PageSpec
 from ironworks.storage import idempotency
 
 _BUILD = TypeAdapter(Build)
+_PROGRESS = TypeAdapter(Progress)
+_PACKAGES = TypeAdapter(tuple[Package, ...])
 _ENDED = [state.value for state in ENDED]
 _WORKING = [state.value for state in BuildState if state not in {*ENDED, BuildState.QUEUED}]
 
@@ -41,6 +46,9 @@ def _columns(build: Build) -> dict[str, object]:
         "updated_at_ns": build.updated_at_ns,
         "ended_at_ns": build.ended_at_ns,
         "revision": build.revision,
+        "priority": build.priority,
+        "turn": build.turn,
+        "policy_digest": build.policy_digest,
         "record": _BUILD.dump_json(build).decode(),
     }
 
@@ -100,21 +108,16 @@ def list_builds(
     return [_BUILD.validate_json(text) for text in connection.execute(statement).scalars()]
 
 
-def find_made(
-    connection: Connection,
-    tenant_id: str,
-    image_digest: str,
-    rootfs_format: RootfsFormat,
-    builder_version: str,
-) -> Build | None:
-    """The tenant's newest build that wrote this digest as this format."""
+def find_made(connection: Connection, build: Build) -> Build | None:
+    """The tenant's newest build that wrote the same: see `decide.reuse_key`."""
     text = connection.execute(
         select(BUILDS.c.record)
         .where(
-            BUILDS.c.tenant_id == tenant_id,
-            BUILDS.c.image_digest == image_digest,
-            BUILDS.c.format == rootfs_format.value,
-            BUILDS.c.builder_version == builder_version,
+            BUILDS.c.tenant_id == build.tenant_id,
+            BUILDS.c.image_digest == build.image_digest,
+            BUILDS.c.format == build.format.value,
+            BUILDS.c.builder_version == BUILDER_VERSION,
+            BUILDS.c.policy_digest == build.policy_digest,
             BUILDS.c.state == BuildState.COMPLETED.value,
             BUILDS.c.reused_build_id == "",
         )
@@ -122,6 +125,38 @@ def find_made(
         .limit(1)
     ).scalar_one_or_none()
     return None if text is None else _BUILD.validate_json(text)
+
+
+def write_progress(connection: Connection, build_id: str, progress: Progress) -> None:
+    """Note how far a build is; its record and its revision stay as they are."""
+    connection.execute(
+        update(BUILDS)
+        .where(BUILDS.c.build_id == build_id)
+        .values(progress=_PROGRESS.dump_json(progress).decode())
+    )
+
+
+def read_progress(connection: Connection, build_id: str) -> Progress:
+    """What was noted last."""
+    text = connection.execute(
+        select(BUILDS.c.progress).where(BUILDS.c.build_id == build_id)
+    ).scalar_one_or_none()
+    return _PROGRESS.validate_json(text) if text else Progress()
+
+
+def write_packages(connection: Connection, build_id: str, packages: Sequence[Package]) -> None:
+    """Keep the packages that a build found."""
+    connection.execute(delete(PACKAGES).where(PACKAGES.c.build_id == build_id))
+    text = _PACKAGES.dump_json(tuple(packages)).decode()
+    connection.execute(insert(PACKAGES).values(build_id=build_id, packages=text))
+
+
+def read_packages(connection: Connection, build_id: str) -> tuple[Package, ...]:
+    """The packages that a build found; none if it found none, or has not come that far."""
+    text = connection.execute(
+        select(PACKAGES.c.packages).where(PACKAGES.c.build_id == build_id)
+    ).scalar_one_or_none()
+    return _PACKAGES.validate_json(text) if text else ()
 
 
 def count_waiting(connection: Connection, tenant_id: str) -> int:
@@ -151,7 +186,7 @@ def unended(connection: Connection, limit: int) -> list[Build]:
 
 def delete_build(connection: Connection, build_id: str) -> None:
     """Remove a build and its log."""
-    for table in (LOG_LINES, LABELS, BUILDS):
+    for table in (LOG_LINES, LABELS, PACKAGES, BUILDS):
         connection.execute(delete(table).where(table.c.build_id == build_id))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -54,6 +56,7 @@ class Transport(StrEnum):
     OCI_ARCHIVE = "oci-archive"
     DOCKER_ARCHIVE = "docker-archive"
     PATH = "path"
+    UPLOAD = "upload"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +126,59 @@ class Pulled:
     blobs: Path
 
 
+class PolicyOutcome(StrEnum):
+    """What a rule found, or all of them."""
+
+    PASSED = "passed"
+    CHANGED = "changed"
+    REFUSED = "refused"
+    NOT_EVALUATED = "not_evaluated"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyLine:
+    """What one rule of a policy found; see `builderd.v1.PolicyLine`."""
+
+    rule: str
+    outcome: PolicyOutcome
+    message: str
+    paths: tuple[str, ...] = ()
+    path_count: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyReport:
+    """What a policy found in an image: one line for each rule.
+
+    Attributes:
+        policy_digest: SHA-256 of the policy's canonical form, 64 hexadecimal digits.
+    """
+
+    lines: tuple[PolicyLine, ...]
+    policy_digest: str
+
+    @property
+    def outcome(self) -> PolicyOutcome:
+        """The worst of all lines."""
+        worst = (
+            PolicyOutcome.REFUSED,
+            PolicyOutcome.NOT_EVALUATED,
+            PolicyOutcome.CHANGED,
+        )
+        found = {line.outcome for line in self.lines}
+        return next((outcome for outcome in worst if outcome in found), PolicyOutcome.PASSED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Package:
+    """An installed package that an image declares; `manager` is dpkg, apk or rpm."""
+
+    manager: str
+    name: str
+    version: str
+    architecture: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
     """Why a build failed: a code of the error taxonomy, a sentence, and when."""
@@ -165,7 +221,12 @@ class BuildResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Build:
-    """One job: image → rootfs."""
+    """One job: image → rootfs.
+
+    Attributes:
+        turn: The queue's run that has it; empty while it waits.
+        policy_digest: Of the policy that was in force when a worker took it up.
+    """
 
     build_id: str
     tenant_id: str
@@ -188,6 +249,9 @@ class Build:
     stages: tuple[Stage, ...] = ()
     attempt_count: int = 0
     worker: str = ""
+    turn: str = ""
+    policy_digest: str = ""
+    policy_report: PolicyReport | None = None
     started_at_ns: int = 0
     ended_at_ns: int = 0
     revision: int = 1
@@ -236,11 +300,35 @@ class Stats:
 class BuilderSettings(Settings):
     """Limits of builderd."""
 
+    builderd_database_url: str = Field(
+        default="",
+        description=(
+            "PostgreSQL URL of builds and their queue, for builderd on many machines; empty: "
+            "SQLite files in the data directory."
+        ),
+    )
+    builderd_worker: str = Field(
+        default="",
+        pattern="^[a-z0-9-]{0,63}$",
+        description=(
+            "Name of this builderd among several on one database; empty: it is the only one, or "
+            "the machine's host name with PostgreSQL."
+        ),
+    )
+    builderd_lease_seconds: float = Field(
+        default=15.0, gt=0, description="After this long without a sign of life a worker is dead."
+    )
+
     build_timeout_seconds: int = Field(
         default=1200, ge=1, description="Longest time that a build may take."
     )
-    max_builds: int = Field(default=2, ge=1, description="Builds at once on this machine.")
-    max_builds_per_tenant: int = Field(default=2, ge=1, description="Builds at once of a tenant.")
+    max_builds: int = Field(default=2, ge=1, description="Builds at once of one worker.")
+    max_builds_per_tenant: int = Field(
+        default=2, ge=1, description="Builds at once of a tenant, on all workers."
+    )
+    max_build_attempts: int = Field(
+        default=10, ge=1, description="How often a build is taken up whose worker dies each time."
+    )
     max_queued_builds_per_tenant: int = Field(
         default=100, ge=1, description="Builds of a tenant that may wait."
     )
@@ -279,11 +367,61 @@ class BuilderSettings(Settings):
     insecure_registries: list[str] = Field(
         default_factory=list[str], description="Registries that are spoken to without TLS."
     )
+    registry_mirrors: dict[str, list[str]] = Field(
+        default_factory=dict[str, list[str]],
+        description=(
+            "Registry → registries that have its images too and are asked first, for example "
+            '{"docker.io": ["mirror.example.com"]}.'
+        ),
+    )
+    default_registry: str = Field(
+        default="docker.io", description="Registry of image references that name none."
+    )
+    max_cache_bytes_per_tenant: int = Field(
+        default=20 * GIB,
+        ge=0,
+        description="Bytes of pulled layers kept for a tenant's next builds; the least used go.",
+    )
+    max_upload_bytes_per_tenant: int = Field(
+        default=32 * GIB, ge=0, description="Bytes of uploaded archives kept for a tenant."
+    )
+    upload_ttl_seconds: int = Field(
+        default=86400, ge=60, description="How long an uploaded archive is kept after its last use."
+    )
+    credentials_key_file: Path | None = Field(
+        default=None,
+        description=(
+            "Keys with which passwords of registries are encrypted; builderds on several machines "
+            "need the same. Default: credentials.keys in builderd's directory, made at first start."
+        ),
+    )
+
+    @property
+    def shared(self) -> bool:
+        """Whether several builderds serve one queue."""
+        return bool(self.builderd_database_url or self.builderd_worker)
+
+    @property
+    def worker_name(self) -> str:
+        """What this builderd is called among several."""
+        if self.builderd_worker or not self.shared:
+            return self.builderd_worker or "builderd"
+        return re.sub("[^a-z0-9-]", "-", socket.gethostname().lower())[:63]
 
     @property
     def builder_dir(self) -> Path:
         """State of builderd."""
         return self.data_dir / "builderd"
+
+    @property
+    def key_file(self) -> Path:
+        """Keys with which passwords of registries are encrypted."""
+        return self.credentials_key_file or self.builder_dir / "credentials.keys"
+
+    @property
+    def uploads_dir(self) -> Path:
+        """Where archives are that clients have sent."""
+        return self.builder_dir / "uploads"
 
     @property
     def staging_dir(self) -> Path:

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ironworks.builderd.app import Builds
 from ironworks.builderd.changes import Changes
+from ironworks.builderd.choices import Choices
 from ironworks.builderd.decide import parse_image
 from ironworks.builderd.flatten.plan import Flattened
+from ironworks.builderd.journal import Journal
+from ironworks.builderd.making import Maker
+from ironworks.builderd.reach import Reach
 from ironworks.builderd.sources.documents import host_architecture
-from ironworks.builderd.types import Build, BuilderSettings, ImageConfig, LogLine, RootfsFormat
+from ironworks.builderd.types import (
+    Build,
+    BuilderSettings,
+    BuildState,
+    ImageConfig,
+    LogLine,
+    RootfsFormat,
+)
+from ironworks.builderd.uploads import Uploads
+from ironworks.builderd.vault import Vault
 from ironworks.builderd.worker import Worker
 from ironworks.runtime.clock import SystemClock, SystemEntropy
 from ironworks.runtime.tasks import Tasks
@@ -61,74 +75,106 @@ class BuildWorld:
     """All parts of builderd but its server; nothing is run while `paused`."""
 
     settings: BuilderSettings
+    database: Database
     assets: FakeAssets
     worker: Worker
     builds: Builds
+    uploads: Uploads
+    choices: Choices
+    reach: Reach
     tasks: Tasks
     paused: bool = False
 
     async def enqueue(self, build: Build) -> None:
-        """Run the build now, unless paused."""
+        """Serve the build's turn now, unless paused."""
         if not self.paused:
-            self.tasks.start(self.worker.run(build.build_id), name=build.build_id)
+            self.tasks.start(self.worker.serve(build.build_id), name=build.build_id)
 
-    async def create(self, image: str, key: str = "", *, force: bool = False) -> Build:
+    async def create(
+        self,
+        image: str,
+        key: str = "",
+        *,
+        force: bool = False,
+        tenant_id: str = TENANT,
+        priority: int = 2,
+        timeout_seconds: int = 0,
+    ) -> Build:
         """Ask for a build."""
         return await self.builds.create(
-            TENANT,
+            tenant_id,
             image,
             rootfs_format=RootfsFormat.SQUASHFS,
             labels={},
-            priority=2,
-            timeout_seconds=0,
+            priority=priority,
+            timeout_seconds=timeout_seconds,
             force=force,
             key=key,
         )
 
     async def end(self, build: Build) -> Build:
         """The build once it has ended."""
-        return [seen async for seen in self.builds.watch(TENANT, build.build_id)][-1]
+        return [seen async for seen in self.builds.watch(build.tenant_id, build.build_id)][-1]
+
+    async def build(self, image: str) -> Build:
+        """Ask for a build, and wait for its end."""
+        return await self.end(await self.create(image))
+
+    async def until(self, build: Build, state: BuildState) -> None:
+        """Wait until the build has come so far."""
+        async for seen in self.builds.watch(build.tenant_id, build.build_id):
+            if seen.state is state:
+                return
 
     async def log(self, build: Build) -> list[LogLine]:
         """All lines."""
-        lines = self.builds.logs(TENANT, build.build_id, after=0, from_end=False, follow=False)
+        lines = self.builds.logs(
+            build.tenant_id, build.build_id, after=0, from_end=False, follow=False
+        )
         return [line async for line in lines]
 
-    def image(self, name: str = "app", text: bytes = b"hello") -> str:
-        """A small layout."""
-        layer = images.Layer(tar=images.make_tar([File(name="app", data=text)]))
+    def image(self, name: str = "app", text: bytes = b"hello", *more: File, **config: Any) -> str:
+        """A small layout, with a file of this text and `more`."""
+        tar = images.make_tar([File(name="app", data=text), *more])
         image = images.Image(
-            layers=[layer], config={"Cmd": ["/app"]}, architecture=host_architecture()
+            layers=[images.Layer(tar=tar)],
+            config={"Cmd": ["/app"], **config},
+            architecture=host_architecture(),
         )
         return images.write_image(self.settings.data_dir / "images" / name, image)
 
 
 @asynccontextmanager
 async def build_world(
-    data_dir: Path, *, insecure_registries: Sequence[str] = ()
+    data_dir: Path,
+    *,
+    database_url: str = "",
+    assets: FakeAssets | None = None,
+    **settings: Any,
 ) -> AsyncGenerator[BuildWorld]:
-    """A fresh builderd below `data_dir`; at most two builds of a tenant wait."""
-    settings = BuilderSettings(
-        data_dir=data_dir,
-        min_free_bytes=0,
-        max_queued_builds_per_tenant=2,
-        insecure_registries=list(insecure_registries),
-    )
-    settings.staging_dir.mkdir(parents=True)
-    (data_dir / "images").mkdir()
-    database = Database(sqlite_url(settings.builder_dir / "builds.db"))
+    """A builderd below `data_dir`; at most two builds of a tenant wait."""
+    chosen: dict[str, Any] = {"min_free_bytes": 0, "max_queued_builds_per_tenant": 2, **settings}
+    limits = BuilderSettings(data_dir=data_dir, **chosen)
+    limits.staging_dir.mkdir(parents=True, exist_ok=True)
+    (data_dir / "images").mkdir(exist_ok=True)
+    database = Database(database_url or sqlite_url(limits.builder_dir / "builds.db"))
     upgrade(database.engine, "ironworks.builderd.migrations")
-    assets, changes, clock = FakeAssets(settings.staging_dir), Changes(), SystemClock()
-    worker = Worker(
-        name="w",
-        database=database,
+    changes, clock, entropy = Changes(), SystemClock(), SystemEntropy()
+    assets = assets or FakeAssets(limits.staging_dir)
+    vault = Vault(limits.key_file)
+    reach = Reach(database=database, vault=vault, settings=limits, clock=clock)
+    journal = Journal(database, changes, clock)
+    maker = Maker(
+        journal=journal,
         assets=assets,
-        changes=changes,
-        settings=settings,
+        reach=reach,
+        settings=limits,
         clock=clock,
         parse=parse_image,
     )
-    worker.clean()
+    worker = Worker(journal=journal, maker=maker, settings=limits, clock=clock)
+    worker.open()
+    uploads = Uploads(database=database, settings=limits, clock=clock, entropy=entropy)
     later: list[Callable[[Build], Awaitable[None]]] = []
 
     async def enqueue(build: Build) -> None:
@@ -137,14 +183,18 @@ async def build_world(
     builds = Builds(
         database=database,
         worker=worker,
+        maker=maker,
+        uploads=uploads,
         changes=changes,
-        settings=settings,
+        settings=limits,
         clock=clock,
-        entropy=SystemEntropy(),
+        entropy=entropy,
         enqueue=enqueue,
     )
+    choices = Choices(database=database, worker=worker, vault=vault, clock=clock)
     async with Tasks() as tasks:
-        made = BuildWorld(settings, assets, worker, builds, tasks)
+        made = BuildWorld(limits, database, assets, worker, builds, uploads, choices, reach, tasks)
         later.append(made.enqueue)
         yield made
+    worker.close()
     database.close()

@@ -12,7 +12,7 @@ import pytest
 
 from ironworks.builderd.sources.documents import read_manifest
 from ironworks.builderd.sources.local import check_blob, read_blob
-from ironworks.builderd.sources.skopeo import Skopeo
+from ironworks.builderd.sources.skopeo import Skopeo, registries_conf
 from ironworks.builderd.types import ImageReference, Transport
 from ironworks.model.errors import NotFound, Unavailable, Unimplemented
 from ironworks.runtime.process import run
@@ -72,15 +72,17 @@ def named(location: str) -> ImageReference:
     return ImageReference(transport=Transport.REGISTRY, location=location)
 
 
-def skopeo(registry: str) -> Skopeo:
-    return Skopeo(insecure_registries=[registry], file_bytes=1 << 30)
+def skopeo(registry: str, directory: Path) -> Skopeo:
+    registries = directory / "registries.conf"
+    registries.write_text(registries_conf([registry], {}))
+    return Skopeo(registries=registries, file_bytes=1 << 30)
 
 
 @pytest.mark.parametrize("form", ["oci", "v2s2"])
 async def test_a_tag_is_resolved_and_pulled(registry: str, tmp_path: Path, form: str) -> None:
     layout = images.Layout(tmp_path / "layout")
     await push(layout, layout.image(image("hello")), f"{registry}/app:1", "--format", form)
-    pulling = skopeo(registry)
+    pulling = skopeo(registry, tmp_path)
     resolved = await pulling.resolve(named(f"{registry}/app:1"))
     assert not resolved.index_digest
     by_digest = await pulling.resolve(named(f"{registry}/app@{resolved.digest}"))
@@ -93,7 +95,7 @@ async def test_a_tag_is_resolved_and_pulled(registry: str, tmp_path: Path, form:
     manifest = read_manifest(pulled.manifest, max_layers=9, max_packed_bytes=1 << 20)
     assert b'"/app"' in read_blob(pulled.blobs, manifest.config)
     assert check_blob(pulled.blobs, manifest.layers[0]).parent == store / "sha256"
-    assert list((store / "pulls").iterdir()) == []
+    assert list((store / "pulls").glob("*/*")) == []
 
 
 async def test_what_a_registry_has_is_built(registry: str, tmp_path: Path) -> None:
@@ -118,12 +120,12 @@ async def test_an_index_is_resolved_to_this_platform(registry: str, tmp_path: Pa
     other = image("other", "arm64")
     both = layout.platforms([other, image("mine")])
     await push(layout, both, f"{registry}/app:multi", "--all")
-    resolved = await skopeo(registry).resolve(named(f"{registry}/app:multi"))
+    resolved = await skopeo(registry, tmp_path).resolve(named(f"{registry}/app:multi"))
     assert resolved.index_digest == both["digest"]
     assert resolved.digest != both["digest"]
     await push(layout, layout.platforms([other]), f"{registry}/app:arm", "--all")
     with pytest.raises(Unimplemented, match="linux/arm64"):
-        await skopeo(registry).resolve(named(f"{registry}/app:arm"))
+        await skopeo(registry, tmp_path).resolve(named(f"{registry}/app:arm"))
 
 
 async def test_what_the_registry_does_not_have(registry: str, tmp_path: Path) -> None:
@@ -131,6 +133,6 @@ async def test_what_the_registry_does_not_have(registry: str, tmp_path: Path) ->
     await push(layout, layout.image(image("hello")), f"{registry}/app:1")
     for absent in ("app:2", "none:1", "app@sha256:" + "0" * 64):
         with pytest.raises(NotFound, match="There is no image"):
-            await skopeo(registry).resolve(named(f"{registry}/{absent}"))
+            await skopeo(registry, tmp_path).resolve(named(f"{registry}/{absent}"))
     with pytest.raises(Unavailable, match="cannot be reached"):
-        await skopeo(registry).resolve(named("127.0.0.1:1/app:1"))
+        await skopeo(registry, tmp_path).resolve(named("127.0.0.1:1/app:1"))

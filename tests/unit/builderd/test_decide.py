@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ironworks.builderd import decide
-from ironworks.builderd.decide import NEXT, fail, move, parse_image, take_up
+from ironworks.builderd.decide import NEXT, fail, move, parse_image, take_up, with_registry
 from ironworks.builderd.types import ENDED, Build, BuildState, RootfsFormat, Transport
 from ironworks.model.errors import (
     FailedPrecondition,
@@ -15,8 +15,8 @@ from ironworks.model.errors import (
     IronError,
     NotFound,
     ResourceExhausted,
-    Unimplemented,
 )
+from ironworks.model.units import NS_PER_SECOND
 
 DIGEST = "sha256:" + "a" * 64
 BUILD = Build(
@@ -66,7 +66,7 @@ def test_what_cannot_be_a_reference(text: str) -> None:
 def test_no_text_leads_upwards_or_into_an_option(text: str) -> None:
     try:
         found = parse_image(text)
-    except (InvalidRequest, Unimplemented):
+    except InvalidRequest:
         return
     assert ".." not in found.location.split("/")
     assert not found.location.startswith("-")
@@ -74,9 +74,40 @@ def test_no_text_leads_upwards_or_into_an_option(text: str) -> None:
         assert found.location.startswith("/")
 
 
-def test_uploads_come_later() -> None:
-    with pytest.raises(Unimplemented):
-        parse_image("upload:upl_1")
+def test_an_upload_is_named_as_it_was_answered() -> None:
+    found = parse_image("upload:upl_" + "a" * 26)
+    assert (found.transport, found.location) == (Transport.UPLOAD, "upl_" + "a" * 26)
+    with pytest.raises(InvalidRequest, match="not what an upload answers"):
+        parse_image("upload:upl_../x")
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("alpine", "docker.io/library/alpine"),
+        ("alpine:3", "docker.io/library/alpine:3"),
+        ("acme/app", "docker.io/acme/app"),
+        ("docker.io/alpine", "docker.io/library/alpine"),
+        ("localhost/app", "localhost/app"),
+        ("host:5000/app", "host:5000/app"),
+        ("ghcr.io/acme/app@" + DIGEST, "ghcr.io/acme/app@" + DIGEST),
+    ],
+)
+def test_a_short_name_means_the_default_registry(text: str, meant: str) -> None:
+    assert with_registry(parse_image(text), "docker.io").location == meant
+
+
+def test_another_default_registry_has_no_library() -> None:
+    assert with_registry(parse_image("app:1"), "hub.acme.com").location == "hub.acme.com/app:1"
+    layout = parse_image("oci:/srv/app")
+    assert with_registry(layout, "hub.acme.com") == layout
+
+
+def test_a_build_has_the_rest_of_its_time_when_it_is_taken_up_again() -> None:
+    build = take_up(BUILD, "w", 10 * NS_PER_SECOND)
+    assert decide.seconds_left(build, 10 * NS_PER_SECOND) == 60
+    again = take_up(build, "v", 50 * NS_PER_SECOND)
+    assert decide.seconds_left(again, 50 * NS_PER_SECOND) == 20
 
 
 @given(before=st.sampled_from(BuildState), after=st.sampled_from(BuildState))

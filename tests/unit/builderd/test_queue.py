@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from ironworks.builderd.queue import enqueue, make_workflows
+from ironworks.builderd.queue import enqueue, make_workflows, top_up
 from ironworks.builderd.types import Build, BuilderSettings, BuildState, RootfsFormat
+from ironworks.runtime.workflows import Workflows
 
 
 def build(number: int, tenant_id: str = "tnt_acme") -> Build:
@@ -22,24 +23,37 @@ def build(number: int, tenant_id: str = "tnt_acme") -> Build:
     )
 
 
-async def test_every_build_is_run_once_and_no_tenant_takes_all(tmp_path: Path) -> None:
-    settings = BuilderSettings(data_dir=tmp_path, max_builds=2, max_builds_per_tenant=1)
-    ran: list[str] = []
+async def idle(workflows: Workflows) -> None:
+    async with asyncio.timeout(30):
+        while True:
+            if not await workflows.unfinished():
+                return
+            await asyncio.sleep(0.05)
+
+
+async def test_every_build_brings_one_turn_and_a_worker_serves_so_many(
+    tmp_path: Path, database_url: str
+) -> None:
+    url = database_url if database_url.startswith("postgresql") else ""
+    settings = BuilderSettings(data_dir=tmp_path, max_builds=2, builderd_database_url=url)
+    served: list[str] = []
     running: set[str] = set()
     most = 0
-    finished = asyncio.Event()
+    both, finished = asyncio.Event(), asyncio.Event()
 
-    async def run(build_id: str) -> None:
+    async def serve(turn: str) -> None:
         nonlocal most
-        running.add(build_id)
+        running.add(turn)
         most = max(most, len(running))
-        await asyncio.sleep(0.2)
-        running.discard(build_id)
-        ran.append(build_id)
-        if len(ran) == 3:
+        if most == 2:
+            both.set()
+        await both.wait()
+        running.discard(turn)
+        served.append(turn)
+        if len(served) == 3:
             finished.set()
 
-    workflows = make_workflows(settings, run)
+    workflows = make_workflows(settings, serve)
     await workflows.start()
     try:
         for number in (1, 2, 2, 3, 1):
@@ -47,8 +61,14 @@ async def test_every_build_is_run_once_and_no_tenant_takes_all(tmp_path: Path) -
         async with asyncio.timeout(30):
             await finished.wait()
         await enqueue(workflows, build(1))
-        await asyncio.sleep(0.5)
+        await idle(workflows)
+        assert sorted(served) == ["bld_1", "bld_2", "bld_3"]
+        assert most == 2
+        # A build that has not ended, and whose turn has: it gets another.
+        finished.clear()
+        served.clear()
+        assert await top_up(workflows, [build(1)]) == 1
+        await idle(workflows)
+        assert served == ["bld_1.1"]
     finally:
         await workflows.stop()
-    assert sorted(ran) == ["bld_1", "bld_2", "bld_3"]
-    assert most == 1

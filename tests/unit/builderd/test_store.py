@@ -13,6 +13,8 @@ from ironworks.builderd.types import (
     BuildState,
     Failure,
     ImageConfig,
+    Package,
+    Progress,
     RootfsFormat,
     Stage,
 )
@@ -75,14 +77,19 @@ async def test_a_change_that_was_decided_on_an_old_record_is_refused(database: D
 
 async def test_only_made_builds_of_the_tenant_are_reused(database: Database) -> None:
     await database.write(lambda c: store.insert_build(c, WHOLE))
-    digest, made = WHOLE.image_digest, RootfsFormat.SQUASHFS
+    asked = replace(WHOLE, build_id="bld_3", state=BuildState.RESOLVING, result=None)
 
-    async def found(tenant_id: str, version: str = "1") -> Build | None:
-        return await database.read(lambda c: store.find_made(c, tenant_id, digest, made, version))
+    async def found(build: Build) -> Build | None:
+        return await database.read(lambda c: store.find_made(c, build))
 
-    assert await found("tnt_acme") == WHOLE
-    assert await found("tnt_evil") is None
-    assert await found("tnt_acme", "2") is None
+    assert await found(asked) == WHOLE
+    for other in (
+        replace(asked, tenant_id="tnt_evil"),
+        replace(asked, image_digest="sha256:" + "c" * 64),
+        replace(asked, format=RootfsFormat.EXT4),
+        replace(asked, policy_digest="d" * 64),
+    ):
+        assert await found(other) is None
 
 
 async def test_logs_are_bounded(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,3 +106,19 @@ async def test_logs_are_bounded(database: Database, monkeypatch: pytest.MonkeyPa
     assert await database.read(lambda c: store.last_sequence(c, "bld_1")) == 5
     await database.write(lambda c: store.delete_build(c, "bld_1"))
     assert await database.read(lambda c: store.read_log(c, "bld_1", 0, 100)) == []
+
+
+async def test_progress_and_packages_are_beside_the_record(database: Database) -> None:
+    await database.write(lambda c: store.insert_build(c, BUILD))
+    assert await database.read(lambda c: store.read_progress(c, "bld_1")) == Progress()
+    assert await database.read(lambda c: store.read_packages(c, "bld_1")) == ()
+    progress = Progress(done_bytes=1, total_bytes=2, step="fetching layers")
+    package = Package(manager="apk", name="musl", version="1.2", architecture="x86_64")
+    await database.write(lambda c: store.write_progress(c, "bld_1", progress))
+    for _ in range(2):
+        await database.write(lambda c: store.write_packages(c, "bld_1", [package]))
+    assert await database.read(lambda c: store.read_progress(c, "bld_1")) == progress
+    assert await database.read(lambda c: store.read_packages(c, "bld_1")) == (package,)
+    assert await database.read(lambda c: store.read_build(c, "bld_1")) == BUILD
+    await database.write(lambda c: store.delete_build(c, "bld_1"))
+    assert await database.read(lambda c: store.read_packages(c, "bld_1")) == ()

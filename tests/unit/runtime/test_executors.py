@@ -105,9 +105,11 @@ OTHER = textwrap.dedent("""
 
 async def _ended(workflows: Workflows, workflow_id: str) -> Outcome:
     async with asyncio.timeout(30):
-        while (outcome := await workflows.outcome(workflow_id)).state not in ENDED:
+        while True:
+            outcome = await workflows.outcome(workflow_id)
+            if outcome.state in ENDED:
+                return outcome
             await asyncio.sleep(POLL_SECONDS)
-    return outcome
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
@@ -151,5 +153,7 @@ async def test_a_run_goes_on_elsewhere(
 
 async def _until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(60):
-        while not holds():
+        while True:
+            if holds():
+                return
             await asyncio.sleep(POLL_SECONDS)

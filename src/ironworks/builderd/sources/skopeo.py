@@ -9,11 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
+import json
+import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
+from ironworks.builderd.cgroup import BuildGroups
 from ironworks.builderd.sandbox import Sandbox
 from ironworks.builderd.sources.documents import (
     choose_named,
@@ -29,6 +35,8 @@ from ironworks.builderd.sources.local import (
 )
 from ironworks.builderd.types import ImageReference, Pulled, Resolved, Transport
 from ironworks.model.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
     Internal,
     InvalidRequest,
     IronError,
@@ -45,9 +53,40 @@ PULLS = "pulls"
 """Directory of a tenant's store in which pulls that are under way have theirs."""
 _TEMPORARY = "/work"
 """Where skopeo, in its sandbox, takes archives apart: on disk, where /tmp is memory."""
+_REGISTRIES, _LOGIN = "/registries.conf", "/auth.json"
 _QUOTED = re.compile(r"\s+")
 
 _REASONS: Sequence[tuple[tuple[str, ...], type[IronError], str, str]] = (
+    (
+        ("digest did not match", "does not match", "size mismatch", "digest mismatch"),
+        InvalidRequest,
+        "The registry answers other bytes than {image} names.",
+        "Push the image again; if that does not help, do not trust the registry.",
+    ),
+    (
+        ("exceeded maximum allowed size", "larger than"),
+        InvalidRequest,
+        "The manifest of {image} is larger than an image's may be.",
+        "It may not be a container image.",
+    ),
+    (
+        ("stopped after 10 redirects",),
+        Unavailable,
+        "The registry of {image} redirects in circles.",
+        "Tell whoever runs the registry.",
+    ),
+    (
+        ("http response to https client",),
+        FailedPrecondition,
+        "The registry of {image} speaks no TLS.",
+        "Give it a certificate, or name it in the setting insecure_registries.",
+    ),
+    (
+        ("x509:", "certificate"),
+        FailedPrecondition,
+        "The certificate of the registry of {image} is not one that this machine trusts.",
+        "Install its authority's certificate on the platform's machine.",
+    ),
     (
         ("no space left on device",),
         ResourceExhausted,
@@ -64,7 +103,7 @@ _REASONS: Sequence[tuple[tuple[str, ...], type[IronError], str, str]] = (
         ("unauthorized", "authentication required", "denied", "forbidden", "401", "403"),
         PermissionDenied,
         "The registry does not hand out {image}: it does not exist, or needs credentials.",
-        "Check its name, or use an image that may be pulled without a login.",
+        "Check its name, or store a credential: `iron registry login`.",
     ),
     (
         ("toomanyrequests", "too many requests", "429"),
@@ -76,7 +115,8 @@ _REASONS: Sequence[tuple[tuple[str, ...], type[IronError], str, str]] = (
         (
             "no such host", "connection refused", "i/o timeout", "network is unreachable",
             "deadline exceeded", "tls handshake", "eof", "server misbehaving", "no route to host",
-            "bad gateway", "service unavailable", "gateway timeout",
+            "bad gateway", "service unavailable", "gateway timeout", "connection reset",
+            "internal server error", "http status: 5", "status code 5",
         ),
         Unavailable,
         "The registry of {image} cannot be reached.",
@@ -107,11 +147,6 @@ def explain(image: str, said: str) -> IronError:
     return Internal(f"Image {image} could not be pulled.", context=context)
 
 
-def _registry_of(location: str) -> str:
-    first, slash, _ = location.partition("/")
-    return first if slash and ("." in first or ":" in first or first == "localhost") else ""
-
-
 def _base(location: str) -> str:
     """The reference without tag and digest."""
     name = location.partition("@")[0]
@@ -119,32 +154,87 @@ def _base(location: str) -> str:
     return head + slash + last.partition(":")[0]
 
 
+def registries_conf(insecure: Sequence[str], mirrors: Mapping[str, Sequence[str]]) -> str:
+    """What skopeo is told of registries: who speaks without TLS, and who has whose images.
+
+    A mirror is asked first, the registry itself last. Credentials are the registry's, and no mirror
+    gets them.
+    """
+    lines: list[str] = []
+    for registry in sorted({*insecure, *mirrors}):
+        lines += ["[[registry]]", f"location = {json.dumps(registry)}"]
+        lines += [f"insecure = {json.dumps(registry in insecure)}"]
+        for mirror in mirrors.get(registry, ()):
+            lines += ["[[registry.mirror]]", f"location = {json.dumps(mirror)}"]
+            lines += [f"insecure = {json.dumps(mirror.partition('/')[0] in insecure)}"]
+    return "\n".join([*lines, ""])
+
+
 class Skopeo:
     """Pulls images."""
 
-    def __init__(self, *, insecure_registries: Sequence[str], file_bytes: int) -> None:
-        self._insecure = frozenset(insecure_registries)
+    def __init__(
+        self,
+        *,
+        registries: Path,
+        file_bytes: int,
+        groups: BuildGroups | None = None,
+        answer_seconds: float = _INSPECT_SECONDS,
+    ) -> None:
+        """Nothing is started.
+
+        Args:
+            registries: File with what `registries_conf` says.
+            file_bytes: Largest blob.
+            groups: Where skopeo gets its cgroup; None: it has no limits of that kind.
+            answer_seconds: Time that a registry has to answer with a manifest.
+        """
+        self._registries = registries
         self._file_bytes = file_bytes
+        self._groups = groups
+        self._answer_seconds = answer_seconds
+        self._numbers = itertools.count()
 
-    def _command(self, verb: str, location: str, *, prefix: str = "") -> list[str]:
+    async def _run(
+        self, sandbox: Sandbox, command: Sequence[str], timeout_seconds: float, late: str
+    ) -> Completed:
+        """Run skopeo; `late` says what did not happen within `timeout_seconds`."""
+        async with AsyncExitStack() as held:
+            if self._groups is not None:
+                name = f"{os.getpid()}.{next(self._numbers)}.skopeo"
+                group = await held.enter_async_context(self._groups.held(name))
+                sandbox = replace(sandbox, join_paths=group.join_paths)
+            try:
+                return await run(
+                    sandbox.argv(command), timeout_seconds=timeout_seconds, check=False
+                )
+            except DeadlineExceeded:
+                raise DeadlineExceeded(f"{late} within {timeout_seconds:g} seconds.") from None
+
+    def _command(self, verb: str, login: Path | None, *, prefix: str = "") -> list[str]:
         command = [
-            "skopeo", "--insecure-policy", "--tmpdir", _TEMPORARY, "--override-os", "linux",
-            "--override-arch", host_architecture(), verb,
+            "skopeo", "--insecure-policy", "--registries-conf", _REGISTRIES, "--tmpdir", _TEMPORARY,
+            "--override-os", "linux", "--override-arch", host_architecture(), verb,
         ]  # fmt: skip
-        command += [f"--{prefix}no-creds"]
-        if _registry_of(location) in self._insecure:
-            command += [f"--{prefix}tls-verify=false"]
-        return command
+        return [*command, f"--{prefix}authfile={_LOGIN}" if login else f"--{prefix}no-creds"]
 
-    async def resolve(self, reference: ImageReference) -> Resolved:
+    def _readable(self, login: Path | None) -> dict[str, Path]:
+        files = {_REGISTRIES: self._registries}
+        return {**files, _LOGIN: login} if login else files
+
+    async def resolve(self, reference: ImageReference, login: Path | None = None) -> Resolved:
         """The digest that a registry's tag means for this machine now.
+
+        Args:
+            reference: Names the registry.
+            login: File with the tenant's credential for it, as skopeo reads them.
 
         Raises:
             NotFound, PermissionDenied, Unavailable: see `explain`.
             Unimplemented: the image is for other platforms.
         """
         location = reference.location
-        manifest = await self._inspect(location)
+        manifest = await self._inspect(location, login)
         digest = f"sha256:{hashlib.sha256(manifest).hexdigest()}"
         asked = location.partition("@")[2]
         if asked and asked != digest:
@@ -153,11 +243,24 @@ class Skopeo:
             return Resolved(digest=digest)
         return Resolved(digest=choose_platform(manifest).digest, index_digest=digest)
 
-    async def _inspect(self, location: str) -> bytes:
-        command = [*self._command("inspect", location), "--raw", f"docker://{location}"]
-        done = await run(
-            Sandbox(network=True).argv(command), timeout_seconds=_INSPECT_SECONDS, check=False
-        )
+    async def manifest(
+        self, reference: ImageReference, resolved: Resolved, login: Path | None = None
+    ) -> bytes:
+        """The manifest of a resolved image: what can be known before its layers are fetched.
+
+        Raises:
+            InvalidRequest: it is not what its digest says; else as `resolve`.
+        """
+        data = await self._inspect(f"{_base(reference.location)}@{resolved.digest}", login)
+        if f"sha256:{hashlib.sha256(data).hexdigest()}" != resolved.digest:
+            raise InvalidRequest(f"The registry answered another image than {resolved.digest}.")
+        return data
+
+    async def _inspect(self, location: str, login: Path | None) -> bytes:
+        command = [*self._command("inspect", login), "--raw", f"docker://{location}"]
+        sandbox = Sandbox(network=True, readable=self._readable(login))
+        late = f"The registry of {location} did not answer"
+        done = await self._run(sandbox, command, self._answer_seconds, late)
         if done.status != 0:
             raise explain(location, done.stderr_tail)
         return done.stdout
@@ -170,6 +273,7 @@ class Skopeo:
         scratch: Path,
         store: Path,
         timeout_seconds: float,
+        login: Path | None = None,
     ) -> Pulled:
         """Copy an image of a registry into a tenant's store of blobs.
 
@@ -178,19 +282,22 @@ class Skopeo:
         """
         source = f"{_base(reference.location)}@{resolved.digest}"
         # skopeo renames blobs from the layout to the store: both must be on one mount.
-        layout, temporary = store / PULLS / scratch.name, scratch / "work"
-        layout.mkdir(parents=True)
+        pull = f"{PULLS}/{scratch.parent.name}/{scratch.name}"
+        layout, temporary = store / pull, scratch / "work"
+        layout.mkdir(parents=True, exist_ok=True)
         temporary.mkdir(exist_ok=True)
         sandbox = Sandbox(
             network=True,
+            readable=self._readable(login),
             writable={"/store": store, _TEMPORARY: temporary},
             file_bytes=self._file_bytes,
         )
-        command = self._command("copy", reference.location, prefix="src-")
+        command = self._command("copy", login, prefix="src-")
         command += ["--quiet", "--dest-shared-blob-dir", "/store", f"docker://{source}"]
-        command += [f"oci:/store/{PULLS}/{scratch.name}:image"]
+        command += [f"oci:/store/{pull}:image"]
         try:
-            done = await run(sandbox.argv(command), timeout_seconds=timeout_seconds, check=False)
+            late = f"The registry did not hand over {source}"
+            done = await self._run(sandbox, command, timeout_seconds, late)
             if done.status != 0:
                 raise explain(source, done.stderr_tail)
             # Docker's manifests are rewritten as OCI's on the way: same configuration and layers.
@@ -210,17 +317,14 @@ class Skopeo:
         target.mkdir()
         temporary.mkdir()
         sandbox = Sandbox(
-            readable={"/archive.tar": path},
+            readable={"/archive.tar": path, **self._readable(None)},
             writable={"/scratch": target, _TEMPORARY: temporary},
             file_bytes=self._file_bytes,
         )
         source = f"{transport.value}:/archive.tar" + (f":{name}" if name else "")
-        command = [*self._command("copy", "", prefix="src-"), "--quiet", source]
-        done = await run(
-            sandbox.argv([*command, "dir:/scratch"]),
-            timeout_seconds=timeout_seconds,
-            check=False,
-        )
+        command = [*self._command("copy", None, prefix="src-"), "--quiet", source]
+        late = f"The archive {path} could not be taken apart"
+        done = await self._run(sandbox, [*command, "dir:/scratch"], timeout_seconds, late)
         if done.status != 0:
             raise _explain_archive(path, name, done)
         return read_directory(target)

@@ -31,6 +31,7 @@ class Policy(Message[_PolicyFields]):
     Attributes:
         allowed_sources:
             Registries and repositories that are allowed, as prefixes: `docker.io/library`, `ghcr.io/acme`.
+            `local` stands for layouts and archives on the platform's machine, `upload` for uploaded ones.
             Empty: all. At most 256.
 
             ```proto
@@ -91,7 +92,7 @@ class Policy(Message[_PolicyFields]):
             ironworks.builderd.v1.PolicyAction device_nodes = 10;
             ```
         world_writable_directories:
-            Directories that everyone may write, without the sticky bit.
+            Directories that everyone may write, without the sticky bit; STRIP gives it to them.
 
             ```proto
             ironworks.builderd.v1.PolicyAction world_writable_directories = 11;
@@ -588,16 +589,23 @@ class PolicyOutcome(Enum):
             ```proto
             POLICY_OUTCOME_REFUSED = 3
             ```
+        NOT_EVALUATED:
+            It was not looked at; the line's message says why.
+
+            ```proto
+            POLICY_OUTCOME_NOT_EVALUATED = 4
+            ```
     """
 
     UNSPECIFIED = 0
     PASSED = 1
     CHANGED = 2
     REFUSED = 3
+    NOT_EVALUATED = 4
 
 
 _DESC = file_desc(
-    b'\n"ironworks/builderd/v1/policy.proto\x12\x15ironworks.builderd.v1"\xfe\x06\n\x06Policy\x12\'\n\x0fallowed_sources\x18\x01 \x03(\tR\x0eallowedSources\x12\'\n\x0fdigest_required\x18\x02 \x01(\x08R\x0edigestRequired\x12(\n\x10max_packed_bytes\x18\x03 \x01(\x03R\x0emaxPackedBytes\x12,\n\x12max_unpacked_bytes\x18\x04 \x01(\x03R\x10maxUnpackedBytes\x12$\n\x0emax_file_count\x18\x05 \x01(\x03R\x0cmaxFileCount\x12&\n\x0fmax_layer_count\x18\x06 \x01(\x05R\rmaxLayerCount\x12$\n\x0emax_path_bytes\x18\x07 \x01(\x05R\x0cmaxPathBytes\x12F\n\x0csetuid_files\x18\x08 \x01(\x0e2#.ironworks.builderd.v1.PolicyActionR\x0bsetuidFiles\x12P\n\x11file_capabilities\x18\t \x01(\x0e2#.ironworks.builderd.v1.PolicyActionR\x10fileCapabilities\x12F\n\x0cdevice_nodes\x18\n \x01(\x0e2#.ironworks.builderd.v1.PolicyActionR\x0bdeviceNodes\x12a\n\x1aworld_writable_directories\x18\x0b \x01(\x0e2#.ironworks.builderd.v1.PolicyActionR\x18worldWritableDirectories\x12F\n\x0cprivate_keys\x18\x0c \x01(\x0e2#.ironworks.builderd.v1.PolicyActionR\x0bprivateKeys\x12*\n\x11non_root_required\x18\r \x01(\x08R\x0fnonRootRequired\x12Z\n\x0frequired_labels\x18\x0e \x03(\x0b21.ironworks.builderd.v1.Policy.RequiredLabelsEntryR\x0erequiredLabels\x1aA\n\x13RequiredLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x028\x01"\xaf\x01\n\nPolicyLine\x12\x12\n\x04rule\x18\x01 \x01(\tR\x04rule\x12>\n\x07outcome\x18\x02 \x01(\x0e2$.ironworks.builderd.v1.PolicyOutcomeR\x07outcome\x12\x18\n\x07message\x18\x03 \x01(\tR\x07message\x12\x14\n\x05paths\x18\x04 \x03(\tR\x05paths\x12\x1d\n\npath_count\x18\x05 \x01(\x03R\tpathCount"\xac\x01\n\x0cPolicyReport\x12>\n\x07outcome\x18\x01 \x01(\x0e2$.ironworks.builderd.v1.PolicyOutcomeR\x07outcome\x127\n\x05lines\x18\x02 \x03(\x0b2!.ironworks.builderd.v1.PolicyLineR\x05lines\x12#\n\rpolicy_digest\x18\x03 \x01(\tR\x0cpolicyDigest"d\n\x15EvaluatePolicyRequest\x12\x14\n\x05image\x18\x01 \x01(\tR\x05image\x125\n\x06policy\x18\x02 \x01(\x0b2\x1d.ironworks.builderd.v1.PolicyR\x06policy"x\n\x16EvaluatePolicyResponse\x12;\n\x06report\x18\x01 \x01(\x0b2#.ironworks.builderd.v1.PolicyReportR\x06report\x12!\n\x0cimage_digest\x18\x02 \x01(\tR\x0bimageDigest".\n\x10GetPolicyRequest\x12\x1a\n\x08platform\x18\x01 \x01(\x08R\x08platform"\xb0\x01\n\x11GetPolicyResponse\x125\n\x06policy\x18\x01 \x01(\x0b2\x1d.ironworks.builderd.v1.PolicyR\x06policy\x12H\n\x10effective_policy\x18\x02 \x01(\x0b2\x1d.ironworks.builderd.v1.PolicyR\x0feffectivePolicy\x12\x1a\n\x08revision\x18\x03 \x01(\x03R\x08revision"\xbb\x01\n\x10SetPolicyRequest\x12\x1a\n\x08platform\x18\x01 \x01(\x08R\x08platform\x125\n\x06policy\x18\x02 \x01(\x0b2\x1d.ironworks.builderd.v1.PolicyR\x06policy\x12+\n\x11expected_revision\x18\x03 \x01(\x03R\x10expectedRevision\x12\'\n\x0fidempotency_key\x18\x04 \x01(\tR\x0eidempotencyKey"/\n\x11SetPolicyResponse\x12\x1a\n\x08revision\x18\x01 \x01(\x03R\x08revision*y\n\x0cPolicyAction\x12\x1d\n\x19POLICY_ACTION_UNSPECIFIED\x10\x00\x12\x17\n\x13POLICY_ACTION_ALLOW\x10\x01\x12\x17\n\x13POLICY_ACTION_STRIP\x10\x02\x12\x18\n\x14POLICY_ACTION_REFUSE\x10\x03*\x82\x01\n\rPolicyOutcome\x12\x1e\n\x1aPOLICY_OUTCOME_UNSPECIFIED\x10\x00\x12\x19\n\x15POLICY_OUTCOME_PASSED\x10\x01\x12\x1a\n\x16POLICY_OUTCOME_CHANGED\x10\x02\x12\x1a\n\x16POLICY_OUTCOME_REFUSED\x10\x03b\x06proto3',
+    b'\n"ironworks/builderd/v1/policy.proto\x12\x15ironworks.builderd.v1"\xfe\x06\n\x06Policy\x12\'\n\x0fallowed_sources\x18\x01 \x03(\tR\x0eallowedSources\x12\'\n\x0fdigest_required\x18\x02 \x01(\x08R\x0edigestRequired\x12(\n\x10max_packed_bytes\x18\x03 \x01(\x03R\x0emaxPackedBytes\x12,\n\x12max_unpacked_bytes\x18\x04 \x01(\x03R\x10maxUnpackedBytes\x12$\n\x0emax_file_count\x18\x05 \x01(\x03R\x0cmaxFileCount\x12&\n\x0fmax_layer_count\x18\x06 \x01(\x05R\rmaxLayerCount\x12$\n\x0emax_path_bytes\x18\x07 \x01(\x05R\x0cmaxPathBytes\x12F\n\x0csetuid_files\x18\x08 \x01(\x0e2#.ironworks.builderd.v1.PolicyActionR\x0bsetuidFiles\x12P\n\x11file_capabilities\x18\t \x01(\x0e2#.ironworks.builderd.v1.PolicyActionR\x10fileCapabilities\x12F\n\x0cdevice_nodes\x18\n \x01(\x0e2#.ironworks.builderd.v1.PolicyActionR\x0bdeviceNodes\x12a\n\x1aworld_writable_directories\x18\x0b \x01(\x0e2#.ironworks.builderd.v1.PolicyActionR\x18worldWritableDirectories\x12F\n\x0cprivate_keys\x18\x0c \x01(\x0e2#.ironworks.builderd.v1.PolicyActionR\x0bprivateKeys\x12*\n\x11non_root_required\x18\r \x01(\x08R\x0fnonRootRequired\x12Z\n\x0frequired_labels\x18\x0e \x03(\x0b21.ironworks.builderd.v1.Policy.RequiredLabelsEntryR\x0erequiredLabels\x1aA\n\x13RequiredLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x028\x01"\xaf\x01\n\nPolicyLine\x12\x12\n\x04rule\x18\x01 \x01(\tR\x04rule\x12>\n\x07outcome\x18\x02 \x01(\x0e2$.ironworks.builderd.v1.PolicyOutcomeR\x07outcome\x12\x18\n\x07message\x18\x03 \x01(\tR\x07message\x12\x14\n\x05paths\x18\x04 \x03(\tR\x05paths\x12\x1d\n\npath_count\x18\x05 \x01(\x03R\tpathCount"\xac\x01\n\x0cPolicyReport\x12>\n\x07outcome\x18\x01 \x01(\x0e2$.ironworks.builderd.v1.PolicyOutcomeR\x07outcome\x127\n\x05lines\x18\x02 \x03(\x0b2!.ironworks.builderd.v1.PolicyLineR\x05lines\x12#\n\rpolicy_digest\x18\x03 \x01(\tR\x0cpolicyDigest"d\n\x15EvaluatePolicyRequest\x12\x14\n\x05image\x18\x01 \x01(\tR\x05image\x125\n\x06policy\x18\x02 \x01(\x0b2\x1d.ironworks.builderd.v1.PolicyR\x06policy"x\n\x16EvaluatePolicyResponse\x12;\n\x06report\x18\x01 \x01(\x0b2#.ironworks.builderd.v1.PolicyReportR\x06report\x12!\n\x0cimage_digest\x18\x02 \x01(\tR\x0bimageDigest".\n\x10GetPolicyRequest\x12\x1a\n\x08platform\x18\x01 \x01(\x08R\x08platform"\xb0\x01\n\x11GetPolicyResponse\x125\n\x06policy\x18\x01 \x01(\x0b2\x1d.ironworks.builderd.v1.PolicyR\x06policy\x12H\n\x10effective_policy\x18\x02 \x01(\x0b2\x1d.ironworks.builderd.v1.PolicyR\x0feffectivePolicy\x12\x1a\n\x08revision\x18\x03 \x01(\x03R\x08revision"\xbb\x01\n\x10SetPolicyRequest\x12\x1a\n\x08platform\x18\x01 \x01(\x08R\x08platform\x125\n\x06policy\x18\x02 \x01(\x0b2\x1d.ironworks.builderd.v1.PolicyR\x06policy\x12+\n\x11expected_revision\x18\x03 \x01(\x03R\x10expectedRevision\x12\'\n\x0fidempotency_key\x18\x04 \x01(\tR\x0eidempotencyKey"/\n\x11SetPolicyResponse\x12\x1a\n\x08revision\x18\x01 \x01(\x03R\x08revision*y\n\x0cPolicyAction\x12\x1d\n\x19POLICY_ACTION_UNSPECIFIED\x10\x00\x12\x17\n\x13POLICY_ACTION_ALLOW\x10\x01\x12\x17\n\x13POLICY_ACTION_STRIP\x10\x02\x12\x18\n\x14POLICY_ACTION_REFUSE\x10\x03*\xa4\x01\n\rPolicyOutcome\x12\x1e\n\x1aPOLICY_OUTCOME_UNSPECIFIED\x10\x00\x12\x19\n\x15POLICY_OUTCOME_PASSED\x10\x01\x12\x1a\n\x16POLICY_OUTCOME_CHANGED\x10\x02\x12\x1a\n\x16POLICY_OUTCOME_REFUSED\x10\x03\x12 \n\x1cPOLICY_OUTCOME_NOT_EVALUATED\x10\x04b\x06proto3',
     [],
     {
         "Policy": Policy,
