@@ -31,6 +31,7 @@ async def purge(settings: MetaldSettings) -> None:
     network = HostNetwork(tag)
     for slot in await network.present():
         await network.remove(slot)
+    await network.drain()
     jails = JailDirectories(settings.jails_dir, settings.consoles_dir, settings.console_max_bytes)
     for vm_id in await jails.present():
         await jails.remove(vm_id)

@@ -1,14 +1,19 @@
-"""The network of a VM: a namespace of its own, a tap in it, a veth pair out of it.
+"""The network of VMs: a namespace for each, and a fabric that joins them.
 
-    guest 172.16.0.2 ── iwtap0 172.16.0.1 │ nftables, 1:1 NAT │ iwveth0 198.18.x.y ──┐
-    (the same in every VM)                │  namespace iw-<tag>-<slot>               │
-                                                                                     │
-    root namespace: 198.18.0.1 ── iw<tag>v<slot>, route 198.18.x.y/32 ───────────────┘
+    guest 172.16.0.2 ── iwtap0 172.16.0.1 │ nftables: guard, 1:1 NAT, policy │ iwveth0 ──┐
+    (the same in every VM)                │ namespace iw-<tag>-<slot>                    │
+                                                                                         │
+    ┌── iw<tag>v<slot>, routes 198.18.x.y/32 and fd69:726f:6e77::n/128 ──────────────────┘
+    │   nftables: VMs of one tenant reach each other, all others do not
+    │   namespace iw-<tag>-fabric
+    └── iwuplink ── iw<tag>up 198.18.0.1, root namespace: published ports, a way out
 
 - A slot is a number; every name, address and uid of a VM follows from it and from the host's tag,
   so that what is found on the machine says whose it is, and two platforms never meet.
-- Nothing else of the root namespace is changed: no bridge, no rule, no sysctl; when the veth goes,
-  its address and route go with it.
-- The guest can send only frames with its own MAC and IP address, and only replies leave; it cannot
-  reach the host, the metadata address or another VM. What is refused is counted.
+- What a VM may do is its `Plan`, which follows from its record in the store. All of it can be made
+  again from there, and is (`mend`), whoever has removed or changed it.
+- The guest can send only frames with its own MAC and IP addresses; it cannot reach the host, the
+  metadata addresses or another tenant's VM, and opens nothing that its plan does not name. What is
+  refused is counted.
+- A slot knows nothing of its VM until it gets a plan: so slots can be made before there are VMs.
 """

@@ -79,6 +79,27 @@ def run_in(path: Path, work: Callable[[], _T]) -> _T:
     return _in_thread(enter, work)
 
 
+def bind(path: Path, pid: int) -> None:
+    """Bind the namespace of a process at `path`; brings back one whose name is gone.
+
+    Raises:
+        FileExistsError: something is at `path`.
+        OSError: there is no such process.
+    """
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDONLY, 0o444))
+    source = f"/proc/{pid}/ns/net".encode()
+    _check(_libc.mount(source, os.fsencode(path), b"none", _MS_BIND, None), "mount")
+
+
+def is_bound(path: Path) -> bool:
+    """Whether a namespace is bound at `path`: its file may be there without it."""
+    try:
+        return path.stat().st_dev != path.parent.stat().st_dev
+    except FileNotFoundError:
+        return False
+
+
 def remove(path: Path) -> None:
     """Unbind the namespace and remove its file; it ends with its last process. Idempotent."""
     result = _libc.umount2(os.fsencode(path), _MNT_DETACH)

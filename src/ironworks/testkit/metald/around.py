@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -253,16 +254,22 @@ class MemoryGroups:
 
 
 class FailAt:
-    """`Steps` that raise at one step, once or always."""
+    """`Steps` that raise at one step, or stand still there until metald is ended."""
 
     def __init__(self) -> None:
         self.step: Step | None = None
         self.error: Exception = DriverError(Step.VMM_SPAWN, "It was made to fail.")
         self.seen: list[Step] = []
+        self.stands_still = False
+        self.reached = asyncio.Event()
 
     async def reach(self, step: Step, vm_id: str) -> None:
         """See `Steps`."""
         del vm_id
         self.seen.append(step)
-        if step is self.step:
-            raise self.error
+        if step is not self.step:
+            return
+        self.reached.set()
+        if self.stands_still:
+            await asyncio.Event().wait()
+        raise self.error
