@@ -351,15 +351,14 @@ class Handlers(AssetService):
     async def collect_garbage(
         self, request: pb.CollectGarbageRequest, ctx: _Context, /
     ) -> pb.CollectGarbageResponse:
-        verdicts = await self._registry.collect(
+        done = await self._registry.collect(
             dry_run=request.dry_run, unused_seconds=request.unused_seconds, actor=_who().actor
         )
-        collected = [verdict for verdict in verdicts if verdict.collected]
         return pb.CollectGarbageResponse(
-            verdicts=[_verdict(verdict) for verdict in verdicts],
-            collected_count=len(collected),
-            kept_count=len(verdicts) - len(collected),
-            freed_bytes=sum(verdict.freed_bytes for verdict in collected),
+            verdicts=[_verdict(verdict) for verdict in done.verdicts],
+            collected_count=done.collected_count,
+            kept_count=done.kept_count,
+            freed_bytes=done.freed_bytes,
         )
 
     async def verify_asset(

@@ -3,41 +3,46 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from sqlalchemy import Connection
 
-from ironworks.assetmanagerd import lease_store, store
+from ironworks.assetmanagerd import garbage_store, lease_store, store
 from ironworks.assetmanagerd.bytes.backend import AssetBytes
 from ironworks.assetmanagerd.bytes.locks import DigestLocks
 from ironworks.assetmanagerd.decide import (
     Event,
+    check_asset_id,
+    check_filter,
     check_owned,
+    check_text,
     judge,
     next_state,
-    sees,
     unknown_asset,
 )
 from ironworks.assetmanagerd.types import (
-    MAX_VERDICTS,
     MIN_UNUSED_SECONDS,
     Asset,
     AssetEvent,
     AssetFilter,
     AssetSettings,
     AssetState,
+    Collection,
+    Rule,
     Verdict,
     Who,
 )
 from ironworks.model.errors import InvalidRequest, NotFound
 from ironworks.model.ids import new_id
 from ironworks.model.pages import PageSpec
-from ironworks.model.units import NS_PER_SECOND
+from ironworks.model.units import NS_PER_DAY, NS_PER_SECOND
 from ironworks.runtime.clock import Clock, Entropy
 from ironworks.storage.sql import Database
 
 _BATCH = 500
+_TOGETHER = 32
+"""Files that are removed at the same time."""
 _MAX_REASON_CHARS = 256
 
 
@@ -69,13 +74,17 @@ class Registry:
         Raises:
             NotFound: there is none that the caller may know of.
         """
-        asset = await self._database.read(lambda connection: store.read_asset(connection, asset_id))
-        if asset is None or not sees(who, asset):
+        check_asset_id(asset_id)
+        asset = await self._database.read(
+            lambda connection: store.visible_asset(connection, who, asset_id)
+        )
+        if asset is None:
             raise unknown_asset(asset_id)
         return asset
 
     async def page(self, who: Who, query: AssetFilter, page: PageSpec) -> list[Asset]:
         """A page of assets, and one more if there is one more."""
+        check_filter(query)
         return await self._database.read(
             lambda connection: store.list_assets(connection, who, query, page)
         )
@@ -86,6 +95,7 @@ class Registry:
         Raises:
             NotFound: none satisfies the filter.
         """
+        check_filter(query)
         own, platforms, count = await self._database.read(
             lambda connection: store.newest_assets(connection, who, query)
         )
@@ -136,13 +146,13 @@ class Registry:
         return asset
 
     async def _by_hand(self, who: Who, asset_id: str, event: Event, reason: str, key: str) -> Asset:
-        if len(reason) > _MAX_REASON_CHARS:
-            raise InvalidRequest(f"reason has at most {_MAX_REASON_CHARS} characters.")
+        check_text(reason, "reason", _MAX_REASON_CHARS)
+        check_asset_id(asset_id)
         now_ns = self._clock.now_ns()
         ticket = new_id("evt", self._clock, self._entropy)
 
         def work(connection: Connection) -> Asset:
-            asset = check_owned(who, store.read_asset(connection, asset_id), asset_id)
+            asset = check_owned(who, store.visible_asset(connection, who, asset_id), asset_id)
             first = lease_store.claim(
                 connection,
                 scope=f"{who.tenant_id}:{event.value}",
@@ -172,7 +182,7 @@ class Registry:
             connection, asset, after, reason=reason, actor=actor, now_ns=now_ns
         )
         if after.state is AssetState.DELETED:
-            store.doom_if_orphaned(connection, asset.sha256, now_ns)
+            garbage_store.doom_if_orphaned(connection, asset.sha256, now_ns)
         return after
 
     # --- bytes and garbage ------------------------------------------------------------------------
@@ -204,73 +214,103 @@ class Registry:
 
     async def collect(
         self, *, dry_run: bool, unused_seconds: int = 0, actor: str = "gc"
-    ) -> list[Verdict]:
-        """One pass of garbage collection: what was looked at, and what was done with it."""
+    ) -> Collection:
+        """One pass of garbage collection over all there is: what was done, or would be, and why."""
         if unused_seconds and unused_seconds < MIN_UNUSED_SECONDS:
             raise InvalidRequest(f"unused_seconds is 0 or at least {MIN_UNUSED_SECONDS}.")
-        ttl_seconds = unused_seconds or self._settings.asset_ttl_seconds
-        now_ns = self._clock.now_ns()
-
-        def work(connection: Connection) -> list[Verdict]:
-            needed = store.needed_by_platform(connection)
-            verdicts: list[Verdict] = []
-            for asset in store.garbage_candidates(connection, MAX_VERDICTS):
-                verdict = judge(
-                    asset,
-                    now_ns=now_ns,
-                    ttl_seconds=ttl_seconds,
-                    failed_ttl_seconds=self._settings.failed_asset_ttl_seconds,
-                    needed=asset.asset_id in needed,
-                )
-                if verdict.collected and not dry_run:
-                    self._change(connection, asset, Event.COLLECTED, verdict.reason, actor, now_ns)
-                    if store.sha256_in_use(connection, asset.sha256):
-                        verdict = replace(verdict, freed_bytes=0)
-                verdicts.append(verdict)
-            return verdicts
-
-        # The leases are counted in the transaction that deletes: there is no moment between.
-        verdicts = await (self._database.read if dry_run else self._database.write)(work)
+        rule = Rule(
+            now_ns=self._clock.now_ns(),
+            ttl_seconds=unused_seconds or self._settings.asset_ttl_seconds,
+            failed_ttl_seconds=self._settings.failed_asset_ttl_seconds,
+            needed=await self._database.read(store.needed_by_platform),
+        )
+        done, after = Collection(), ""
+        while True:
+            found = await self._database.read(
+                lambda connection, after=after: store.after_id(connection, after, _BATCH)
+            )
+            verdicts = [judge(asset, rule) for asset in found]
+            taken = [verdict.asset_id for verdict in verdicts if verdict.collected]
+            if taken and not dry_run:
+                verdicts = await self._take(taken, verdicts, rule, actor)
+            done = done.plus(verdicts)
+            if len(found) < _BATCH:
+                break
+            after = found[-1].asset_id
         if not dry_run:
             await self.remove_doomed()
-        return sorted(verdicts, key=lambda verdict: not verdict.collected)
+        return done
+
+    async def _take(
+        self, asset_ids: Sequence[str], verdicts: list[Verdict], rule: Rule, actor: str
+    ) -> list[Verdict]:
+        """Delete what was judged to be garbage, if it still is; the verdicts that came of it."""
+
+        def work(connection: Connection) -> Mapping[str, Verdict]:
+            # Judged again in the transaction that deletes: a lease may have come meanwhile.
+            now_needed = replace(rule, needed=store.needed_by_platform(connection))
+            present = store.read_assets(connection, asset_ids)
+            again = {asset.asset_id: judge(asset, now_needed) for asset in present.values()}
+            gone = [present[one.asset_id] for one in again.values() if one.collected]
+            orphaned = garbage_store.delete_assets(
+                connection,
+                gone,
+                reasons={one.asset_id: one.reason for one in again.values()},
+                actor=actor,
+                now_ns=rule.now_ns,
+            )
+            for asset in gone:
+                if asset.sha256 not in orphaned:
+                    again[asset.asset_id] = replace(again[asset.asset_id], freed_bytes=0)
+            return again
+
+        again = await self._database.write(work)
+        return [again.get(verdict.asset_id, verdict) for verdict in verdicts]
 
     async def remove_doomed(self) -> int:
         """Remove bytes that nothing stands for any more; answers how many."""
-        listed = await self._database.read(lambda connection: store.doomed(connection, _BATCH))
-        removed = 0
-        for sha256 in listed:
-            async with self._locks.held(sha256):
-                in_use = await self._database.read(
-                    lambda connection, sha256=sha256: store.sha256_in_use(connection, sha256)
-                )
-                if not in_use:
-                    await self._files.kept.remove(sha256)
-                    removed += 1
-                await self._database.write(
-                    lambda connection, sha256=sha256: store.undoom(connection, sha256)
-                )
-        return removed
+        removed, after = 0, ""
+        while True:
+            listed = await self._database.read(
+                lambda connection, after=after: garbage_store.doomed(connection, after, _TOGETHER)
+            )
+            outcomes = await asyncio.gather(*map(self._remove, listed), return_exceptions=True)
+            for outcome in outcomes:
+                if isinstance(outcome, BaseException):
+                    raise outcome
+                removed += outcome
+            if len(listed) < _TOGETHER:
+                return removed
+            after = listed[-1]
+
+    async def _remove(self, sha256: str) -> bool:
+        async with self._locks.held(sha256):
+            in_use = await self._database.read(
+                lambda connection: garbage_store.sha256_in_use(connection, sha256)
+            )
+            if not in_use:
+                await self._files.kept.remove(sha256)
+            await self._database.write(lambda connection: garbage_store.undoom(connection, sha256))
+        return not in_use
 
     async def sweep(self) -> Mapping[str, int]:
-        """Forget what is old: ended leases, idempotency keys; clean the staging area."""
+        """Forget what is old: ended leases, idempotency keys, tombstones, changes by leases."""
         now_ns = self._clock.now_ns()
-        day_ns = 86400 * NS_PER_SECOND
-
-        def work(connection: Connection) -> tuple[int, int, frozenset[str]]:
-            leases = lease_store.forget_leases(connection, now_ns - day_ns)
-            keys = lease_store.forget_keys(connection, now_ns)
-            kept = store.staged_names(connection) | lease_store.upload_names(connection)
-            return leases, keys, kept
-
-        leases, keys, kept = await self._database.write(work)
-        staged = await asyncio.to_thread(self._files.staging.names)
-        stale = [
-            name for name, at_ns in staged.items() if name not in kept and at_ns < now_ns - day_ns
-        ]
-        for name in stale:
-            await asyncio.to_thread(self._files.staging.discard, name)
-        return {"leases": leases, "keys": keys, "staged": len(stale)}
+        before_ns = now_ns - self._settings.asset_history_seconds * NS_PER_SECOND
+        forgetters: Mapping[str, Callable[[Connection], int]] = {
+            "leases": lambda it: lease_store.forget_leases(it, now_ns - NS_PER_DAY, _BATCH),
+            "keys": lambda it: lease_store.forget_keys(it, now_ns),
+            "events": lambda it: garbage_store.forget_events(it, before_ns, _BATCH),
+            "tombstones": lambda it: garbage_store.forget_tombstones(it, before_ns, _BATCH),
+        }
+        swept: dict[str, int] = {}
+        for name, forget in forgetters.items():
+            swept[name] = count = await self._database.write(forget)
+            # A little at a time, so that nobody's write waits for long.
+            while count == _BATCH:
+                count = await self._database.write(forget)
+                swept[name] += count
+        return swept
 
     async def usage(self) -> Mapping[str, tuple[int, int]]:
         """State → number of assets and their bytes."""

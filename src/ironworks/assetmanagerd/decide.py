@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from enum import StrEnum
 from types import MappingProxyType
 
@@ -15,9 +16,12 @@ from ironworks.assetmanagerd.types import (
     MAX_TTL_SECONDS,
     MIN_TTL_SECONDS,
     Asset,
+    AssetFilter,
     AssetKind,
     AssetState,
     Facts,
+    Lease,
+    Rule,
     Verdict,
     Who,
 )
@@ -25,8 +29,10 @@ from ironworks.model.errors import FailedPrecondition, InvalidRequest, NotFound,
 from ironworks.model.units import NS_PER_SECOND
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_ASSET_ID = re.compile(r"ast_[0-9a-z]{1,36}")
+_LEASE_ID = re.compile(r"lse_[0-9a-z]{1,36}")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
-_MAX_SOURCE_CHARS = 256
+MAX_SOURCE_CHARS = 256
 
 
 class Event(StrEnum):
@@ -73,6 +79,16 @@ _WHAT_TO_DO: Mapping[tuple[AssetState, Event], str] = MappingProxyType(
 )
 
 
+_WHY_KEPT: Mapping[AssetState, str] = MappingProxyType(
+    {
+        _S.REGISTERED: "Its bytes are being validated.",
+        _S.IN_USE: "Leases hold it.",
+        _S.ARCHIVED: "It is archived; only a person deletes it.",
+        _S.DELETED: "It is deleted already.",
+    }
+)
+
+
 def next_state(asset: Asset, event: Event) -> AssetState:
     """The state of `asset` after `event`.
 
@@ -103,6 +119,45 @@ def unknown_asset(asset_id: str) -> NotFound:
     return NotFound(
         f"Asset {asset_id[:64]!r} is not known here.", hint="List the assets to see which are."
     )
+
+
+def check_asset_id(asset_id: str) -> str:
+    """`asset_id` if it can be one; what cannot is answered as any other that does not exist.
+
+    Raises:
+        NotFound: it cannot.
+    """
+    if not _ASSET_ID.fullmatch(asset_id):
+        raise unknown_asset(asset_id)
+    return asset_id
+
+
+def unknown_lease(lease_id: str) -> NotFound:
+    """The one answer for leases that do not exist and for those that are none of the caller's."""
+    return NotFound(f"Lease {lease_id[:64]!r} is not known here.")
+
+
+def check_lease_id(lease_id: str) -> str:
+    """`lease_id` if it can be one.
+
+    Raises:
+        NotFound: it cannot.
+    """
+    if not _LEASE_ID.fullmatch(lease_id):
+        raise unknown_lease(lease_id)
+    return lease_id
+
+
+def check_text(value: str, field: str, max_chars: int, min_chars: int = 0) -> str:
+    """`value` if a database can store it.
+
+    Raises:
+        InvalidRequest: it is too short, too long, or has a NUL character.
+    """
+    if not min_chars <= len(value) <= max_chars or "\0" in value:
+        bounds = f"{min_chars} to {max_chars}" if min_chars else f"at most {max_chars}"
+        raise InvalidRequest(f"{field} has {bounds} characters, none of them NUL.")
+    return value
 
 
 def check_owned(who: Who, asset: Asset | None, asset_id: str) -> Asset:
@@ -146,8 +201,22 @@ def check_labels(labels: Mapping[str, str]) -> None:
     """
     if len(labels) > MAX_LABELS:
         raise InvalidRequest(f"At most {MAX_LABELS} labels.")
-    if any(not key or max(len(key), len(value)) > MAX_TEXT_CHARS for key, value in labels.items()):
-        raise InvalidRequest(f"Keys and values of labels have 1 to {MAX_TEXT_CHARS} characters.")
+    for key, value in labels.items():
+        check_text(key, "The key of a label", MAX_TEXT_CHARS, 1)
+        check_text(value, "The value of a label", MAX_TEXT_CHARS)
+
+
+def check_filter(query: AssetFilter) -> None:
+    """Refuse a filter that nothing could satisfy.
+
+    Raises:
+        InvalidRequest: says which part is out of bounds.
+    """
+    check_labels(query.labels)
+    check_text(query.source_digest, "source_digest", MAX_SOURCE_CHARS)
+    check_text(query.architecture, "architecture", MAX_TEXT_CHARS)
+    if query.sha256:
+        check_sha256(query.sha256)
 
 
 def check_facts(facts: Facts, max_asset_bytes: int) -> None:
@@ -163,12 +232,10 @@ def check_facts(facts: Facts, max_asset_bytes: int) -> None:
         raise InvalidRequest(f"{facts.format.value} is not a format of a {facts.kind.value}.")
     if facts.kind is AssetKind.SNAPSHOT and facts.format is None:
         raise InvalidRequest("A snapshot must say its format.")
-    texts = (facts.media_type, facts.architecture, facts.build_id)
-    if max(map(len, texts)) > MAX_TEXT_CHARS or len(facts.source_digest) > _MAX_SOURCE_CHARS:
-        raise InvalidRequest(
-            f"media_type, architecture and build_id have at most {MAX_TEXT_CHARS} characters, "
-            f"source_digest at most {_MAX_SOURCE_CHARS}."
-        )
+    check_text(facts.media_type, "media_type", MAX_TEXT_CHARS)
+    check_text(facts.architecture, "architecture", MAX_TEXT_CHARS)
+    check_text(facts.build_id, "build_id", MAX_TEXT_CHARS)
+    check_text(facts.source_digest, "source_digest", MAX_SOURCE_CHARS)
     check_labels(facts.labels)
 
 
@@ -222,14 +289,20 @@ def check_lease_request(asset_ids: tuple[str, ...], holder: str, purpose: str) -
     """
     if not 1 <= len(asset_ids) <= MAX_LEASED_ASSETS or len(set(asset_ids)) != len(asset_ids):
         raise InvalidRequest(f"A lease holds 1 to {MAX_LEASED_ASSETS} different assets.")
-    if not 1 <= len(holder) <= MAX_TEXT_CHARS or len(purpose) > 2 * MAX_TEXT_CHARS:
-        raise InvalidRequest(
-            f"holder has 1 to {MAX_TEXT_CHARS} characters, purpose at most {2 * MAX_TEXT_CHARS}."
-        )
+    check_text(holder, "holder", MAX_TEXT_CHARS, 1)
+    check_text(purpose, "purpose", 2 * MAX_TEXT_CHARS)
+    for asset_id in asset_ids:
+        check_asset_id(asset_id)
 
 
-def check_leasable(asset: Asset) -> AssetState:
-    """The state that `asset` has once leased.
+def renewed(lease: Lease, now_ns: int, ttl_seconds: int) -> Lease:
+    """`lease` for so long from now; never shorter than what was promised before."""
+    ttl_ns = ttl_seconds * NS_PER_SECOND
+    return replace(lease, expires_at_ns=max(lease.expires_at_ns, now_ns + ttl_ns), ttl_ns=ttl_ns)
+
+
+def acquired(asset: Asset) -> Asset:
+    """`asset` with one more lease.
 
     Raises:
         FailedPrecondition: it cannot be leased; says why.
@@ -238,7 +311,16 @@ def check_leasable(asset: Asset) -> AssetState:
         raise FailedPrecondition(
             f"The bytes of asset {asset.asset_id} are damaged.", hint="Register or build it again."
         )
-    return next_state(asset, Event.LEASED)
+    state = next_state(asset, Event.LEASED)
+    return replace(asset, state=state, lease_count=asset.lease_count + 1)
+
+
+def let_go(asset: Asset) -> Asset:
+    """`asset` with one lease less."""
+    after = replace(asset, lease_count=asset.lease_count - 1)
+    if after.lease_count:
+        return after
+    return replace(after, state=next_state(asset, Event.LAST_LEASE_ENDED))
 
 
 def collectable_at_ns(asset: Asset, ttl_seconds: int) -> int:
@@ -248,19 +330,9 @@ def collectable_at_ns(asset: Asset, ttl_seconds: int) -> int:
     return max(asset.created_at_ns, asset.last_used_at_ns) + ttl_seconds * NS_PER_SECOND
 
 
-def judge(
-    asset: Asset, *, now_ns: int, ttl_seconds: int, failed_ttl_seconds: int, needed: bool
-) -> Verdict:
-    """Whether garbage collection takes an asset, and why.
-
-    Args:
-        asset: The record, with its number of leases.
-        now_ns: The time.
-        ttl_seconds: Time that an asset may go unused.
-        failed_ttl_seconds: Time that the record of a failure is kept.
-        needed: The platform's newest of its kind: VMs to come boot with it.
-    """
-    keep = _reason_to_keep(asset, now_ns, ttl_seconds, failed_ttl_seconds, needed=needed)
+def judge(asset: Asset, rule: Rule) -> Verdict:
+    """Whether garbage collection takes an asset, and why."""
+    keep = _reason_to_keep(asset, rule)
     if keep:
         return Verdict(asset_id=asset.asset_id, collected=False, reason=keep)
     if asset.state is AssetState.FAILED:
@@ -268,23 +340,22 @@ def judge(
     return Verdict(
         asset_id=asset.asset_id,
         collected=True,
-        reason=f"Nobody has used it for {ttl_seconds} s.",
+        reason=f"Nobody has used it for {rule.ttl_seconds} s.",
         freed_bytes=asset.size_bytes,
     )
 
 
-def _reason_to_keep(
-    asset: Asset, now_ns: int, ttl_seconds: int, failed_ttl_seconds: int, *, needed: bool
-) -> str:
+def _reason_to_keep(asset: Asset, rule: Rule) -> str:
     if asset.state is AssetState.FAILED:
-        until_ns = asset.updated_at_ns + failed_ttl_seconds * NS_PER_SECOND
-        return "" if now_ns >= until_ns else "It failed a short time ago; the reason is kept."
+        until_ns = asset.updated_at_ns + rule.failed_ttl_seconds * NS_PER_SECOND
+        return "" if rule.now_ns >= until_ns else "It failed a short time ago; the reason is kept."
     if asset.lease_count or asset.state is AssetState.IN_USE:
-        return f"{asset.lease_count} leases hold it."
+        count = asset.lease_count
+        return "1 lease holds it." if count == 1 else f"{count} leases hold it."
     if (asset.state, Event.COLLECTED) not in TRANSITIONS:
-        return f"It is {asset.state.value}."
-    if needed:
+        return _WHY_KEPT[asset.state]
+    if asset.asset_id in rule.needed:
         return "It is the platform's newest of its kind."
-    if now_ns < collectable_at_ns(asset, ttl_seconds):
-        return f"It has been unused for less than {ttl_seconds} s."
+    if rule.now_ns < collectable_at_ns(asset, rule.ttl_seconds):
+        return f"It has been unused for less than {rule.ttl_seconds} s."
     return ""

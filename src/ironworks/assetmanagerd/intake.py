@@ -14,7 +14,7 @@ from dataclasses import replace
 import structlog
 from sqlalchemy import Connection
 
-from ironworks.assetmanagerd import lease_store, store
+from ironworks.assetmanagerd import garbage_store, lease_store, store
 from ironworks.assetmanagerd.bytes.appender import Appender
 from ironworks.assetmanagerd.bytes.backend import AssetBytes
 from ironworks.assetmanagerd.bytes.disk import Hashed, Hasher, read_head
@@ -150,7 +150,7 @@ class Intake:
             if live is not None:
                 return _taking(live, staged_name), live.state is AssetState.REGISTERED
             store.insert_asset(connection, fresh, who.actor)
-            store.undoom(connection, facts.sha256)
+            garbage_store.undoom(connection, facts.sha256)
             return fresh, True
 
         return await self._database.write(work)
@@ -370,6 +370,13 @@ class Intake:
                 return fresh
             if known.facts != facts or upload_id not in ("", known.upload_id):
                 raise InvalidRequest("This idempotency_key was used for another upload.")
+            made = store.read_asset(connection, known.asset_id) if known.asset_id else None
+            if made is not None and made.state is AssetState.DELETED:
+                # What it became is gone: the same upload begins anew.
+                lease_store.touch_upload(
+                    connection, known.upload_id, expires_at_ns=fresh.expires_at_ns
+                )
+                return replace(known, asset_id="")
             return known
 
         return await self._with_offset(await self._database.write(work))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pydantic import TypeAdapter
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
 from ironworks.assetmanagerd.tables import ASSETS, IDEMPOTENCY, LEASED, LEASES, UPLOADS
 from ironworks.assetmanagerd.types import Facts, Lease, LeaseFilter, LeaseState, Upload
@@ -14,6 +14,26 @@ from ironworks.storage import idempotency
 
 _FACTS = TypeAdapter(Facts)
 _AnyRow = Row[tuple[object, ...]]
+
+# Built once: to build a statement takes longer than to run it.
+_INSERT = insert(LEASES)
+_INSERT_LEASED = insert(LEASED)
+_BY_ID = (
+    select(LEASES, LEASED.c.asset_id)
+    .join(LEASED, LEASED.c.lease_id == LEASES.c.lease_id)
+    .where(LEASES.c.lease_id == bindparam("wanted"))
+    .order_by(LEASED.c.position)
+)
+_END = (
+    update(LEASES)
+    .where(LEASES.c.lease_id == bindparam("wanted"))
+    .values(state=bindparam("to_state"), ended_at_ns=bindparam("now_ns"))
+)
+_RENEW = (
+    update(LEASES)
+    .where(LEASES.c.lease_id == bindparam("wanted"))
+    .values(expires_at_ns=bindparam("until_ns"), ttl_ns=bindparam("asked_ns"))
+)
 
 
 def _lease(row: _AnyRow, asset_ids: tuple[str, ...]) -> Lease:
@@ -28,6 +48,7 @@ def _lease(row: _AnyRow, asset_ids: tuple[str, ...]) -> Lease:
         created_at_ns=row.created_at_ns,
         expires_at_ns=row.expires_at_ns,
         ended_at_ns=row.ended_at_ns,
+        ttl_ns=row.ttl_ns,
     )
 
 
@@ -40,27 +61,35 @@ def _with_assets(connection: Connection, rows: Sequence[_AnyRow]) -> list[Lease]
 
 
 def insert_lease(connection: Connection, lease: Lease) -> None:
-    """Add a lease and what it holds."""
+    """Add a lease and what it holds; the assets count it, see `store.use_assets`."""
     connection.execute(
-        insert(LEASES).values(
-            lease_id=lease.lease_id,
-            tenant_id=lease.tenant_id,
-            owner=lease.owner,
-            holder=lease.holder,
-            purpose=lease.purpose,
-            state=lease.state.value,
-            created_at_ns=lease.created_at_ns,
-            expires_at_ns=lease.expires_at_ns,
-            ended_at_ns=lease.ended_at_ns,
-        )
+        _INSERT,
+        {
+            "lease_id": lease.lease_id,
+            "tenant_id": lease.tenant_id,
+            "owner": lease.owner,
+            "holder": lease.holder,
+            "purpose": lease.purpose,
+            "state": lease.state.value,
+            "created_at_ns": lease.created_at_ns,
+            "expires_at_ns": lease.expires_at_ns,
+            "ended_at_ns": lease.ended_at_ns,
+            "ttl_ns": lease.ttl_ns,
+        },
     )
     connection.execute(
-        insert(LEASED),
+        _INSERT_LEASED,
         [
             {"lease_id": lease.lease_id, "position": position, "asset_id": asset_id}
             for position, asset_id in enumerate(lease.asset_ids)
         ],
     )
+
+
+def read_lease(connection: Connection, lease_id: str) -> Lease | None:
+    """One lease."""
+    rows = connection.execute(_BY_ID, {"wanted": lease_id}).all()
+    return _lease(rows[0], tuple(row.asset_id for row in rows)) if rows else None
 
 
 def read_leases(connection: Connection, lease_ids: Sequence[str]) -> list[Lease]:
@@ -98,17 +127,19 @@ def expired_leases(connection: Connection, now_ns: int, limit: int) -> list[Leas
     return _with_assets(connection, connection.execute(statement).all())
 
 
-def renew_leases(connection: Connection, lease_ids: Sequence[str], expires_at_ns: int) -> None:
-    """Move the end of ACTIVE leases."""
-    connection.execute(
-        update(LEASES)
-        .where(LEASES.c.lease_id.in_(lease_ids), LEASES.c.state == LeaseState.ACTIVE.value)
-        .values(expires_at_ns=expires_at_ns)
-    )
+def renew_leases(connection: Connection, leases: Sequence[Lease]) -> None:
+    """Write the ends of leases, and the times that their owners asked for."""
+    rows = [
+        {"wanted": one.lease_id, "until_ns": one.expires_at_ns, "asked_ns": one.ttl_ns}
+        for one in leases
+    ]
+    if rows:
+        connection.execute(_RENEW, rows)
 
 
-def grace(connection: Connection, until_ns: int) -> int:
-    """Let no ACTIVE lease end before `until_ns`; answers how many were moved."""
+def grace(connection: Connection, now_ns: int) -> int:
+    """Let every ACTIVE lease last its TTL from now at least; answers how many were moved."""
+    until_ns = now_ns + LEASES.c.ttl_ns
     result = connection.execute(
         update(LEASES)
         .where(LEASES.c.state == LeaseState.ACTIVE.value, LEASES.c.expires_at_ns < until_ns)
@@ -117,32 +148,43 @@ def grace(connection: Connection, until_ns: int) -> int:
     return result.rowcount
 
 
+def postpone(connection: Connection, by_ns: int) -> int:
+    """Move the end of every ACTIVE lease, because the clock was set; answers how many."""
+    result = connection.execute(
+        update(LEASES)
+        .where(LEASES.c.state == LeaseState.ACTIVE.value)
+        .values(expires_at_ns=LEASES.c.expires_at_ns + by_ns)
+    )
+    return result.rowcount
+
+
 def end_lease(connection: Connection, lease_id: str, state: LeaseState, now_ns: int) -> None:
     """Write the end of a lease."""
-    connection.execute(
-        update(LEASES)
-        .where(LEASES.c.lease_id == lease_id)
-        .values(state=state.value, ended_at_ns=now_ns)
-    )
+    connection.execute(_END, {"wanted": lease_id, "to_state": state.value, "now_ns": now_ns})
 
 
-def forget_leases(connection: Connection, before_ns: int) -> int:
+def forget_leases(connection: Connection, before_ns: int, limit: int) -> int:
     """Drop leases that ended before `before_ns`; answers how many."""
-    old = select(LEASES.c.lease_id).where(
-        LEASES.c.state != LeaseState.ACTIVE.value, LEASES.c.ended_at_ns < before_ns
-    )
-    connection.execute(delete(LEASED).where(LEASED.c.lease_id.in_(old)))
-    return connection.execute(delete(LEASES).where(LEASES.c.lease_id.in_(old))).rowcount
-
-
-def active_count(connection: Connection, asset_id: str) -> int:
-    """How many ACTIVE leases hold an asset."""
     statement = (
-        select(func.count())
-        .select_from(LEASED.join(LEASES, LEASES.c.lease_id == LEASED.c.lease_id))
-        .where(LEASED.c.asset_id == asset_id, LEASES.c.state == LeaseState.ACTIVE.value)
+        select(LEASES.c.lease_id)
+        .where(LEASES.c.state != LeaseState.ACTIVE.value, LEASES.c.ended_at_ns < before_ns)
+        .limit(limit)
     )
-    return connection.execute(statement).scalar_one()
+    old = list(connection.execute(statement).scalars())
+    connection.execute(delete(LEASED).where(LEASED.c.lease_id.in_(old)))
+    connection.execute(delete(LEASES).where(LEASES.c.lease_id.in_(old)))
+    return len(old)
+
+
+def active_counts(connection: Connection) -> dict[str, int]:
+    """Asset → how many ACTIVE leases hold it; without those that none holds."""
+    statement = (
+        select(LEASED.c.asset_id, func.count())
+        .select_from(LEASED.join(LEASES, LEASES.c.lease_id == LEASED.c.lease_id))
+        .where(LEASES.c.state == LeaseState.ACTIVE.value)
+        .group_by(LEASED.c.asset_id)
+    )
+    return {row[0]: row[1] for row in connection.execute(statement)}
 
 
 def leased_sha256(connection: Connection) -> frozenset[str]:

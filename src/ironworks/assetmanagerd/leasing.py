@@ -7,20 +7,22 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import structlog
 from sqlalchemy import Connection
 
 from ironworks.assetmanagerd import lease_store, store
 from ironworks.assetmanagerd.bytes.backend import AssetBytes
 from ironworks.assetmanagerd.bytes.place import open_below, place, split_below
 from ironworks.assetmanagerd.decide import (
-    Event,
+    acquired,
     check_file_name,
-    check_leasable,
+    check_lease_id,
     check_lease_request,
     lease_seconds,
-    next_state,
-    sees,
+    let_go,
+    renewed,
     unknown_asset,
+    unknown_lease,
 )
 from ironworks.assetmanagerd.types import (
     MAX_LEASED_ASSETS,
@@ -41,6 +43,8 @@ from ironworks.runtime.clock import Clock, Entropy
 from ironworks.storage.sql import Database
 
 _BATCH = 500
+_CLOCK_SLACK_NS = NS_PER_SECOND
+_log = structlog.stdlib.get_logger()
 
 
 class Leasing:
@@ -60,6 +64,7 @@ class Leasing:
         self._settings = settings
         self._clock = clock
         self._entropy = entropy
+        self._seen_ns = (clock.now_ns(), clock.monotonic_ns())
 
     async def acquire(
         self,
@@ -91,6 +96,7 @@ class Leasing:
             state=LeaseState.ACTIVE,
             created_at_ns=now_ns,
             expires_at_ns=now_ns + seconds * NS_PER_SECOND,
+            ttl_ns=seconds * NS_PER_SECOND,
         )
 
         def work(connection: Connection) -> tuple[Lease, list[Asset]]:
@@ -103,30 +109,16 @@ class Leasing:
                 now_ns=now_ns,
             )
             if claimed != fresh.lease_id:
-                known = lease_store.read_leases(connection, [claimed])
-                if known:
-                    return known[0], _in_order(connection, known[0].asset_ids)
-            for asset in self._leasable(connection, who, wanted):
-                after = replace(asset, state=check_leasable(asset), last_used_at_ns=now_ns)
-                store.change_asset(
-                    connection,
-                    asset,
-                    after,
-                    reason=f"Leased for {holder}.",
-                    actor=who.actor,
-                    now_ns=now_ns,
-                )
+                known = lease_store.read_lease(connection, claimed)
+                if known is not None:
+                    return known, _in_order(connection, known.asset_ids)
+            changes = [(one, acquired(one)) for one in _leasable(connection, who, wanted)]
             lease_store.insert_lease(connection, fresh)
-            return fresh, _in_order(connection, wanted)
+            return fresh, store.use_assets(
+                connection, changes, reason=f"Leased for {holder}.", actor=who.actor, now_ns=now_ns
+            )
 
         return await self._database.write(work)
-
-    def _leasable(self, connection: Connection, who: Who, asset_ids: Sequence[str]) -> list[Asset]:
-        known = store.read_assets(connection, asset_ids)
-        for asset_id in asset_ids:
-            if asset_id not in known or not sees(who, known[asset_id]):
-                raise unknown_asset(asset_id)
-        return [known[asset_id] for asset_id in asset_ids]
 
     async def renew(
         self, who: Who, lease_ids: Sequence[str], ttl_seconds: int
@@ -135,16 +127,16 @@ class Leasing:
         if not 1 <= len(lease_ids) <= MAX_RENEWED_LEASES:
             raise InvalidRequest(f"1 to {MAX_RENEWED_LEASES} leases are renewed at once.")
         seconds = lease_seconds(ttl_seconds, self._settings.lease_ttl_seconds)
-        expires_at_ns = self._clock.now_ns() + seconds * NS_PER_SECOND
+        now_ns = self._clock.now_ns()
 
         def work(connection: Connection) -> list[Lease]:
             kept = [
-                lease
+                renewed(lease, now_ns, seconds)
                 for lease in lease_store.read_leases(connection, lease_ids)
                 if _holds(who, lease) and lease.state is LeaseState.ACTIVE
             ]
-            lease_store.renew_leases(connection, [one.lease_id for one in kept], expires_at_ns)
-            return [replace(lease, expires_at_ns=expires_at_ns) for lease in kept]
+            lease_store.renew_leases(connection, kept)
+            return kept
 
         kept = await self._database.write(work)
         lost = set(lease_ids) - {lease.lease_id for lease in kept}
@@ -170,18 +162,16 @@ class Leasing:
         self, connection: Connection, lease: Lease, state: LeaseState, actor: str, now_ns: int
     ) -> Lease:
         lease_store.end_lease(connection, lease.lease_id, state, now_ns)
-        for asset in store.read_assets(connection, lease.asset_ids).values():
-            after = replace(asset, last_used_at_ns=now_ns)
-            if asset.lease_count == 0:
-                after = replace(after, state=next_state(asset, Event.LAST_LEASE_ENDED))
-            store.change_asset(
-                connection,
-                asset,
-                after,
-                reason=f"The last lease, of {lease.holder}, was {state.value}.",
-                actor=actor,
-                now_ns=now_ns,
-            )
+        store.use_assets(
+            connection,
+            [
+                (asset, let_go(asset))
+                for asset in store.read_assets(connection, lease.asset_ids).values()
+            ],
+            reason=f"The last lease, of {lease.holder}, was {state.value}.",
+            actor=actor,
+            now_ns=now_ns,
+        )
         return replace(lease, state=state, ended_at_ns=now_ns)
 
     async def leases(self, who: Who, query: LeaseFilter, page: PageSpec) -> list[Lease]:
@@ -195,6 +185,7 @@ class Leasing:
 
     async def expire_leases(self) -> int:
         """End leases whose time is over; answers how many."""
+        await self._follow_clock()
         now_ns = self._clock.now_ns()
 
         def work(connection: Connection) -> int:
@@ -203,14 +194,27 @@ class Leasing:
                 self._end(connection, lease, LeaseState.EXPIRED, "expiry", now_ns)
             return len(over)
 
-        return await self._database.write(work)
+        ended = count = await self._database.write(work)
+        while count == _BATCH:
+            count = await self._database.write(work)
+            ended += count
+        return ended
+
+    async def _follow_clock(self) -> None:
+        """Move the ends of leases by as much as somebody has set the clock: none may end early."""
+        wall_ns, monotonic_ns = self._clock.now_ns(), self._clock.monotonic_ns()
+        jump_ns = (wall_ns - self._seen_ns[0]) - (monotonic_ns - self._seen_ns[1])
+        self._seen_ns = (wall_ns, monotonic_ns)
+        if jump_ns > _CLOCK_SLACK_NS:
+            count = await self._database.write(
+                lambda connection: lease_store.postpone(connection, jump_ns)
+            )
+            _log.warning("clock_was_set", forward_ns=jump_ns, leases_postponed=count)
 
     async def grace(self) -> int:
         """Give owners time to renew after a start: while this was down, they could not."""
-        until_ns = self._clock.now_ns() + self._settings.lease_ttl_seconds * NS_PER_SECOND
-        return await self._database.write(
-            lambda connection: lease_store.grace(connection, until_ns)
-        )
+        now_ns = self._clock.now_ns()
+        return await self._database.write(lambda connection: lease_store.grace(connection, now_ns))
 
     # --- placing ----------------------------------------------------------------------------------
 
@@ -278,7 +282,15 @@ def _holds(who: Who, lease: Lease) -> bool:
 
 
 def _own_lease(connection: Connection, who: Who, lease_id: str) -> Lease:
-    found = lease_store.read_leases(connection, [lease_id])
-    if not found or not _holds(who, found[0]):
-        raise NotFound(f"Lease {lease_id[:64]!r} is not known here.")
-    return found[0]
+    found = lease_store.read_lease(connection, check_lease_id(lease_id))
+    if found is None or not _holds(who, found):
+        raise unknown_lease(lease_id)
+    return found
+
+
+def _leasable(connection: Connection, who: Who, asset_ids: Sequence[str]) -> list[Asset]:
+    known = store.visible_assets(connection, who, asset_ids)
+    for asset_id in asset_ids:
+        if asset_id not in known:
+            raise unknown_asset(asset_id)
+    return [known[asset_id] for asset_id in asset_ids]

@@ -23,12 +23,12 @@ def reconcilers(
         return Report(counts={"resumed": await intake.resume()})
 
     async def collect() -> Report:
-        verdicts = await registry.collect(dry_run=False)
+        done = await registry.collect(dry_run=False)
         swept = await registry.sweep()
         return Report(
             counts={
-                "looked_at": len(verdicts),
-                "collected": sum(verdict.collected for verdict in verdicts),
+                "looked_at": done.collected_count + done.kept_count,
+                "collected": done.collected_count,
                 "uploads": await intake.forget_uploads(),
                 **swept,
             }

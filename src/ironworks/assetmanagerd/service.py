@@ -24,7 +24,7 @@ from ironworks.runtime.clock import Clock
 from ironworks.runtime.service import Chassis, Parts
 from ironworks.storage.objects import ObjectStore
 from ironworks.storage.schema import ensure_current
-from ironworks.storage.sql import Database, sqlite_url
+from ironworks.storage.sql import Database
 
 NAME = "assetmanagerd"
 
@@ -51,7 +51,7 @@ def backend(settings: AssetSettings, database: Database, clock: Clock) -> Backen
 async def compose(chassis: Chassis[AssetSettings]) -> AsyncGenerator[Parts]:
     """Open the store and the bytes, and build everything that serves them."""
     settings, clock, entropy = chassis.settings, chassis.clock, chassis.entropy
-    database = Database(sqlite_url(settings.data_dir / NAME / f"{NAME}.db"))
+    database = Database(settings.database_url, order_by="asset_events")
     try:
         await asyncio.to_thread(ensure_current, database.engine, f"ironworks.{NAME}.migrations")
         files = AssetBytes(

@@ -14,9 +14,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Row,
-    Select,
-    and_,
-    delete,
+    bindparam,
     exists,
     func,
     insert,
@@ -24,7 +22,7 @@ from sqlalchemy import (
     update,
 )
 
-from ironworks.assetmanagerd.tables import ASSETS, DOOMED, EVENTS, LABELS, LEASED, LEASES
+from ironworks.assetmanagerd.tables import ASSETS, EVENTS, LABELS
 from ironworks.assetmanagerd.types import (
     Asset,
     AssetEvent,
@@ -33,7 +31,6 @@ from ironworks.assetmanagerd.types import (
     AssetKind,
     AssetState,
     ImageConfig,
-    LeaseState,
     Who,
 )
 from ironworks.model.errors import Aborted
@@ -44,14 +41,27 @@ _CONFIG = TypeAdapter(ImageConfig)
 _DEAD = (AssetState.FAILED.value, AssetState.DELETED.value)
 _AnyRow = Row[tuple[object, ...]]
 
-LEASE_COUNT = (
-    select(func.count())
-    .select_from(LEASED.join(LEASES, LEASES.c.lease_id == LEASED.c.lease_id))
-    .where(LEASED.c.asset_id == ASSETS.c.asset_id, LEASES.c.state == LeaseState.ACTIVE.value)
-    .scalar_subquery()
-    .label("lease_count")
+# Statements that every lease runs are built once: to build one takes longer than to run it.
+_SELECT = select(ASSETS)
+_BY_ID = _SELECT.where(ASSETS.c.asset_id == bindparam("wanted"))
+_BY_IDS = _SELECT.where(ASSETS.c.asset_id.in_(bindparam("wanted", expanding=True)))
+_OWN_OR_PLATFORM = ASSETS.c.tenant_id.in_(["", bindparam("tenant")])
+_VISIBLE_BY_ID = _BY_ID.where(_OWN_OR_PLATFORM)
+_VISIBLE_BY_IDS = _BY_IDS.where(_OWN_OR_PLATFORM)
+_INSERT = insert(ASSETS)
+_INSERT_LABEL = insert(LABELS)
+_INSERT_EVENT = insert(EVENTS).inline()
+_USE = (
+    update(ASSETS)
+    .where(ASSETS.c.asset_id == bindparam("wanted"), ASSETS.c.revision == bindparam("before"))
+    .values(
+        state=bindparam("to_state"),
+        lease_count=bindparam("leases"),
+        last_used_at_ns=bindparam("now_ns"),
+        updated_at_ns=bindparam("now_ns"),
+        revision=ASSETS.c.revision + 1,
+    )
 )
-_SELECT = select(ASSETS, LEASE_COUNT)
 
 
 def config_text(config: ImageConfig | None) -> str:
@@ -74,7 +84,7 @@ def _asset(row: _AnyRow) -> Asset:
         source_digest=row.source_digest,
         build_id=row.build_id,
         image_config=_CONFIG.validate_json(row.image_config) if row.image_config else None,
-        labels=_LABELS.validate_json(row.labels),
+        labels=_LABELS.validate_json(row.labels) if row.labels != "{}" else {},
         staged_name=row.staged_name,
         damage=row.damage,
         lease_count=row.lease_count,
@@ -107,15 +117,22 @@ def _columns(asset: Asset) -> dict[str, object]:
         "updated_at_ns": asset.updated_at_ns,
         "last_used_at_ns": asset.last_used_at_ns,
         "revision": asset.revision,
+        "lease_count": asset.lease_count,
         "live_key": f"{asset.tenant_id}:{asset.sha256}" if live else None,
     }
 
 
 def insert_asset(connection: Connection, asset: Asset, actor: str) -> None:
     """Add a record and the first entry of its history."""
-    connection.execute(insert(ASSETS).values(asset_id=asset.asset_id, **_columns(asset)))
-    for key, value in asset.labels.items():
-        connection.execute(insert(LABELS).values(asset_id=asset.asset_id, key=key, value=value))
+    connection.execute(_INSERT, {"asset_id": asset.asset_id, **_columns(asset)})
+    if asset.labels:
+        connection.execute(
+            _INSERT_LABEL,
+            [
+                {"asset_id": asset.asset_id, "key": key, "value": value}
+                for key, value in asset.labels.items()
+            ],
+        )
     _record(connection, asset, None, "Registered.", actor)
 
 
@@ -140,31 +157,97 @@ def change_asset(
     return after
 
 
+def use_assets(
+    connection: Connection,
+    changes: Sequence[tuple[Asset, Asset]],
+    *,
+    reason: str,
+    actor: str,
+    now_ns: int,
+) -> list[Asset]:
+    """Write what a lease changes, as (before, after): state, number of leases, time of last use.
+
+    Raises:
+        Aborted: one of the records is no longer what it was.
+    """
+    rows = [
+        {
+            "wanted": before.asset_id,
+            "before": before.revision,
+            "to_state": after.state.value,
+            "leases": after.lease_count,
+            "now_ns": now_ns,
+        }
+        for before, after in changes
+    ]
+    if connection.execute(_USE, rows).rowcount != len(rows):
+        raise Aborted("An asset has changed meanwhile; repeat the call.")
+    done = [
+        replace(after, last_used_at_ns=now_ns, updated_at_ns=now_ns, revision=before.revision + 1)
+        for before, after in changes
+    ]
+    events = [
+        _event_row(after, before.state, reason, actor)
+        for (before, _), after in zip(changes, done, strict=True)
+        if after.state is not before.state
+    ]
+    if events:
+        connection.execute(_INSERT_EVENT, events)
+    return done
+
+
+def _event_row(
+    asset: Asset, before: AssetState | None, reason: str, actor: str
+) -> dict[str, object]:
+    return {
+        "asset_id": asset.asset_id,
+        "at_ns": asset.updated_at_ns,
+        "from_state": before.value if before else "",
+        "to_state": asset.state.value,
+        "reason": reason,
+        "actor": actor,
+    }
+
+
 def _record(
     connection: Connection, asset: Asset, before: AssetState | None, reason: str, actor: str
 ) -> None:
-    connection.execute(
-        insert(EVENTS).values(
-            asset_id=asset.asset_id,
-            at_ns=asset.updated_at_ns,
-            from_state=before.value if before else "",
-            to_state=asset.state.value,
-            reason=reason,
-            actor=actor,
-        )
-    )
+    connection.execute(_INSERT_EVENT, [_event_row(asset, before, reason, actor)])
 
 
 def read_asset(connection: Connection, asset_id: str) -> Asset | None:
     """One record, whoever owns it."""
-    row = connection.execute(_SELECT.where(ASSETS.c.asset_id == asset_id)).one_or_none()
+    row = connection.execute(_BY_ID, {"wanted": asset_id}).one_or_none()
     return None if row is None else _asset(row)
 
 
 def read_assets(connection: Connection, asset_ids: Sequence[str]) -> dict[str, Asset]:
     """Those of the records that exist, by id."""
-    rows = connection.execute(_SELECT.where(ASSETS.c.asset_id.in_(asset_ids)))
+    rows = connection.execute(_BY_IDS, {"wanted": list(asset_ids)})
     return {row.asset_id: _asset(row) for row in rows}
+
+
+def visible_assets(connection: Connection, who: Who, asset_ids: Sequence[str]) -> dict[str, Asset]:
+    """Those of the records that `who` may know of, by id.
+
+    The database leaves out the others: a record that is none of the caller's costs what one that
+    does not exist costs.
+    """
+    if who.sees_all:
+        return read_assets(connection, asset_ids)
+    if len(asset_ids) == 1:
+        given = {"wanted": asset_ids[0], "tenant": who.tenant_id}
+        rows = connection.execute(_VISIBLE_BY_ID, given)
+    else:
+        rows = connection.execute(
+            _VISIBLE_BY_IDS, {"wanted": list(asset_ids), "tenant": who.tenant_id}
+        )
+    return {row.asset_id: _asset(row) for row in rows}
+
+
+def visible_asset(connection: Connection, who: Who, asset_id: str) -> Asset | None:
+    """One record, if `who` may know of it."""
+    return visible_assets(connection, who, [asset_id]).get(asset_id)
 
 
 def find_live(connection: Connection, tenant_id: str, sha256: str) -> Asset | None:
@@ -262,14 +345,10 @@ def in_state(connection: Connection, state: AssetState, limit: int) -> list[Asse
     return [_asset(row) for row in rows]
 
 
-def garbage_candidates(connection: Connection, limit: int) -> list[Asset]:
-    """Records that garbage collection looks at, those that were unused for longest first."""
-    states = [AssetState.AVAILABLE.value, AssetState.FAILED.value, AssetState.IN_USE.value]
-    statement: Select[tuple[object, ...]] = _SELECT.where(ASSETS.c.state.in_(states))
-    used_ns = func.max(ASSETS.c.created_at_ns, ASSETS.c.last_used_at_ns)
-    if connection.dialect.name != "sqlite":
-        used_ns = func.greatest(ASSETS.c.created_at_ns, ASSETS.c.last_used_at_ns)
-    rows = connection.execute(statement.order_by(used_ns, ASSETS.c.asset_id).limit(limit))
+def after_id(connection: Connection, after: str, limit: int) -> list[Asset]:
+    """Records that are not DELETED, by id, from the first behind `after`."""
+    statement = _SELECT.where(ASSETS.c.asset_id > after, ASSETS.c.state != AssetState.DELETED.value)
+    rows = connection.execute(statement.order_by(ASSETS.c.asset_id).limit(limit))
     return [_asset(row) for row in rows]
 
 
@@ -285,33 +364,6 @@ def needed_by_platform(connection: Connection) -> frozenset[str]:
         .group_by(ASSETS.c.kind, ASSETS.c.architecture)
     )
     return frozenset(connection.execute(statement).scalars())
-
-
-def doom_if_orphaned(connection: Connection, sha256: str, now_ns: int) -> bool:
-    """List bytes for removal unless a live record stands for them; answers whether they are."""
-    if sha256_in_use(connection, sha256):
-        return False
-    known = connection.execute(select(DOOMED.c.sha256).where(DOOMED.c.sha256 == sha256))
-    if known.one_or_none() is None:
-        connection.execute(insert(DOOMED).values(sha256=sha256, at_ns=now_ns))
-    return True
-
-
-def sha256_in_use(connection: Connection, sha256: str) -> bool:
-    """Whether a record that is neither FAILED nor DELETED stands for these bytes."""
-    term = and_(ASSETS.c.sha256 == sha256, ASSETS.c.state.not_in(_DEAD))
-    return connection.execute(select(exists().where(term))).scalar_one()
-
-
-def doomed(connection: Connection, limit: int) -> list[str]:
-    """Bytes to remove, longest listed first."""
-    statement = select(DOOMED.c.sha256).order_by(DOOMED.c.at_ns, DOOMED.c.sha256).limit(limit)
-    return list(connection.execute(statement).scalars())
-
-
-def undoom(connection: Connection, sha256: str) -> None:
-    """Take bytes off the list: they are gone, or wanted again."""
-    connection.execute(delete(DOOMED).where(DOOMED.c.sha256 == sha256))
 
 
 def bytes_by_state(connection: Connection) -> Mapping[str, tuple[int, int]]:

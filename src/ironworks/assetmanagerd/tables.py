@@ -32,11 +32,14 @@ ASSETS = Table(
     Column("updated_at_ns", BigInteger, nullable=False),
     Column("last_used_at_ns", BigInteger, nullable=False),
     Column("revision", BigInteger, nullable=False),
+    # How many ACTIVE leases hold it: changes in the transaction that changes the leases.
+    Column("lease_count", Integer, nullable=False, server_default="0"),
     # `owner:sha256` while the record stands for bytes, NULL once it is FAILED or DELETED: one owner
     # has the same bytes once.
     Column("live_key", String(128), nullable=True, unique=True),
     Index("ix_assets_tenant_id_asset_id", "tenant_id", "asset_id"),
-    Index("ix_assets_state", "state"),
+    Index("ix_assets_tenant_id_state_asset_id", "tenant_id", "state", "asset_id"),
+    Index("ix_assets_state_asset_id", "state", "asset_id"),
 )
 
 LABELS = Table(
@@ -51,7 +54,12 @@ LABELS = Table(
 EVENTS = Table(
     "asset_events",
     METADATA,
-    Column("sequence", Integer, primary_key=True, autoincrement=True),
+    Column(
+        "sequence",
+        BigInteger().with_variant(Integer, "sqlite"),
+        primary_key=True,
+        autoincrement=True,
+    ),
     Column("asset_id", String(40), ForeignKey("assets.asset_id"), nullable=False, index=True),
     Column("at_ns", BigInteger, nullable=False),
     Column("from_state", String(16), nullable=False),
@@ -74,6 +82,8 @@ LEASES = Table(
     Column("created_at_ns", BigInteger, nullable=False),
     Column("expires_at_ns", BigInteger, nullable=False),
     Column("ended_at_ns", BigInteger, nullable=False),
+    # Time that its owner asked for when it was last renewed.
+    Column("ttl_ns", BigInteger, nullable=False, server_default="60000000000"),
     Index("ix_leases_state_expires_at_ns", "state", "expires_at_ns"),
 )
 
@@ -103,6 +113,14 @@ DOOMED = Table(
     # Bytes that no record stands for any more: to be removed, unless a record appears first.
     Column("sha256", String(64), primary_key=True),
     Column("at_ns", BigInteger, nullable=False),
+)
+
+HORIZON = Table(
+    "event_horizon",
+    METADATA,
+    # One row: the history is complete after this entry, and before it entries have been forgotten.
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("sequence", BigInteger, nullable=False),
 )
 
 IDEMPOTENCY = idempotency_table(METADATA)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -10,9 +10,10 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 
 from ironworks.model.errors import InvalidRequest
-from ironworks.model.units import GIB
+from ironworks.model.units import GIB, NS_PER_SECOND
 from ironworks.runtime.settings import Settings
 from ironworks.storage.objects import Bucket
+from ironworks.storage.sql import sqlite_url
 
 MAX_LABELS = 64
 MAX_TEXT_CHARS = 128
@@ -185,6 +186,7 @@ class Lease:
     created_at_ns: int
     expires_at_ns: int
     ended_at_ns: int = 0
+    ttl_ns: int = 60 * NS_PER_SECOND
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,6 +245,51 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """What garbage is at one moment.
+
+    Attributes:
+        now_ns: The time.
+        ttl_seconds: Time that an asset may go unused.
+        failed_ttl_seconds: Time that the record of a failure is kept.
+        needed: The platform's newest of their kinds: VMs to come boot with them.
+    """
+
+    now_ns: int
+    ttl_seconds: int
+    failed_ttl_seconds: int
+    needed: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collection:
+    """What a pass of garbage collection did: all of it counted, the first of each kind told."""
+
+    collected: tuple[Verdict, ...] = ()
+    kept: tuple[Verdict, ...] = ()
+    collected_count: int = 0
+    kept_count: int = 0
+    freed_bytes: int = 0
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """At most `MAX_VERDICTS`, collected ones first."""
+        return (*self.collected, *self.kept)[:MAX_VERDICTS]
+
+    def plus(self, verdicts: Sequence[Verdict]) -> Collection:
+        """With some more."""
+        taken = tuple(one for one in verdicts if one.collected)
+        left = tuple(one for one in verdicts if not one.collected)
+        return Collection(
+            collected=(*self.collected, *taken)[:MAX_VERDICTS],
+            kept=(*self.kept, *left)[:MAX_VERDICTS],
+            collected_count=self.collected_count + len(taken),
+            kept_count=self.kept_count + len(left),
+            freed_bytes=self.freed_bytes + sum(one.freed_bytes for one in taken),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Placed:
     """One file that was placed in a directory."""
 
@@ -267,6 +314,14 @@ class AssetSettings(Settings):
     )
     failed_asset_ttl_seconds: int = Field(
         default=3600, ge=1, description="Records of failed registrations go after this."
+    )
+    asset_history_seconds: int = Field(
+        default=30 * 86400,
+        ge=86400,
+        description="Records of deleted assets, and changes that only leases made, go after this.",
+    )
+    assetmanagerd_database_url: str = Field(
+        default="", description="PostgreSQL URL; empty: a SQLite file in the data directory."
     )
     upload_ttl_seconds: int = Field(
         default=86400, ge=60, description="Uploads that stand still are removed after this."
@@ -309,6 +364,13 @@ class AssetSettings(Settings):
     asset_cache_bytes: int = Field(
         default=32 * GIB, ge=1, description="Copies on this host of what the bucket keeps."
     )
+
+    @property
+    def database_url(self) -> str:
+        """Where the registry is."""
+        return self.assetmanagerd_database_url or sqlite_url(
+            self.data_dir / "assetmanagerd" / "assetmanagerd.db"
+        )
 
     @property
     def asset_dir(self) -> Path:

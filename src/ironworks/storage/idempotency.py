@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import cache
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -90,7 +91,7 @@ def claim(
 
 
 @cache
-def _statements(table: Table) -> tuple[Select[tuple[str, str]], Insert]:
+def _statements(table: Table) -> tuple[Select[Any, Any], Insert]:
     """Those that every mutation runs: to build one takes longer than to run it."""
     found = select(table.c.request_sha256, table.c.resource_id).where(
         table.c.scope == bindparam("in_scope"), table.c.key == bindparam("with_key")

@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sqlalchemy import Engine
+
 from ironworks.assetmanagerd.app import Registry
 from ironworks.assetmanagerd.bytes.backend import AssetBytes, Backend
 from ironworks.assetmanagerd.bytes.local import LocalBackend
@@ -19,6 +21,7 @@ from ironworks.assetmanagerd.leasing import Leasing
 from ironworks.assetmanagerd.types import Asset, AssetKind, AssetSettings, Facts, Who
 from ironworks.runtime.clock import SystemEntropy
 from ironworks.storage.migrate import upgrade
+from ironworks.storage.schema import current_revision, newest_revision
 from ironworks.storage.sql import Database, sqlite_url
 from ironworks.testkit.clock import FakeClock
 
@@ -93,13 +96,14 @@ class AssetWorld:
 
 @asynccontextmanager
 async def asset_world(
-    data_dir: Path, kept: Backend | None = None, **limits: int
+    data_dir: Path, kept: Backend | None = None, database_url: str = "", **limits: int
 ) -> AsyncGenerator[AssetWorld]:
     """A fresh assetmanagerd below `data_dir`, or the one that was there before.
 
     Args:
         data_dir: Its data directory.
         kept: Where its bytes are; None: below the data directory.
+        database_url: Where its registry is; empty: below the data directory.
         limits: Settings.
     """
     settings = AssetSettings(data_dir=data_dir, min_free_bytes=0).model_copy(update=limits)
@@ -110,8 +114,8 @@ async def asset_world(
     )
     files.staging.open()
     await files.kept.open()
-    database = Database(sqlite_url(data_dir / "assets.db"))
-    upgrade(database.engine, "ironworks.assetmanagerd.migrations")
+    database = Database(database_url or sqlite_url(data_dir / "assets.db"), order_by="asset_events")
+    ensure_migrated(database.engine)
     registry = Registry(
         database=database,
         files=files,
@@ -143,6 +147,13 @@ async def asset_world(
         )
     finally:
         database.close()
+
+
+def ensure_migrated(engine: Engine) -> None:
+    """Bring a registry up to date; a database that was made from a template is."""
+    package = "ironworks.assetmanagerd.migrations"
+    if current_revision(engine) != newest_revision(package):
+        upgrade(engine, package)
 
 
 async def chunked(*chunks: bytes) -> AsyncIterator[bytes]:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection
 
+from ironworks.assetmanagerd import store
 from ironworks.assetmanagerd.decide import Event
 from ironworks.assetmanagerd.types import Asset, AssetFilter, AssetKind, AssetState, Who
 from ironworks.model.errors import FailedPrecondition, InvalidRequest, NotFound, PermissionDenied
@@ -24,8 +26,8 @@ DAY = 86_400
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[AssetWorld]:
-    async with asset_world(tmp_path) as made:
+async def world(tmp_path: Path, database_url: str) -> AsyncIterator[AssetWorld]:
+    async with asset_world(tmp_path, database_url=database_url) as made:
         yield made
 
 
@@ -67,7 +69,7 @@ async def test_what_is_leased_cannot_go(world: AssetWorld) -> None:
         with pytest.raises(FailedPrecondition, match="in_use"):
             await refused(ACME, asset.asset_id, "", "")
     await world.clock.advance(30 * DAY)
-    assert not any(one.collected for one in await world.registry.collect(dry_run=False))
+    assert (await world.registry.collect(dry_run=False)).collected_count == 0
     assert world.has(asset.sha256)
     await world.leasing.release(METALD, lease_id)
     await world.registry.archive(ACME, asset.asset_id, "", "")
@@ -100,16 +102,16 @@ async def test_garbage_collection(world: AssetWorld) -> None:
     young = await world.asset(squashfs(b"young"))
     await world.clock.advance(1 * DAY)
     told = await world.registry.collect(dry_run=True)
-    assert {one.asset_id: one.collected for one in told} == {
+    assert {one.asset_id: one.collected for one in told.verdicts} == {
         old.asset_id: True,
         kernel.asset_id: False,
         young.asset_id: False,
     }
-    assert all(one.reason for one in told)
+    assert all(one.reason for one in told.verdicts)
     assert world.has(old.sha256)
     done = await world.registry.collect(dry_run=False)
-    assert [one.asset_id for one in done if one.collected] == [old.asset_id]
-    assert done[0].freed_bytes == old.size_bytes
+    assert [one.asset_id for one in done.collected] == [old.asset_id]
+    assert (done.collected_count, done.kept_count, done.freed_bytes) == (1, 2, old.size_bytes)
     assert not world.has(old.sha256)
     tombstone = await world.registry.get(ACME, old.asset_id)
     assert tombstone.state is AssetState.DELETED
@@ -183,15 +185,75 @@ async def test_verify_reads_the_bytes(world: AssetWorld) -> None:
         await world.registry.query(ACME, AssetFilter())
 
 
-async def test_the_sweep_removes_what_nobody_will_take(world: AssetWorld) -> None:
-    world.stage(b"abandoned", "abandoned")
-    world.stage(b"fresh", "fresh")
-    old_ns = world.clock.now_ns() - 2 * DAY * 10**9
-    os.utime(world.files.staging.path / "abandoned", ns=(old_ns, old_ns))
-    swept = await world.registry.sweep()
-    assert swept["staged"] == 1
-    assert list(world.files.staging.names()) == ["fresh"]
+async def test_a_pass_looks_at_all_there_is(world: AssetWorld) -> None:
+    """Those that cannot go must not hide those that can, however many they are."""
+    held = await world.asset(squashfs(b"held"))
+    await hold(world, held)
+
+    def fill(connection: Connection) -> None:
+        for number in range(1200):
+            state = AssetState.ARCHIVED if number < 1100 else AssetState.AVAILABLE
+            one = replace(
+                held,
+                asset_id=f"ast_{number:04}",
+                state=state,
+                sha256=f"{number:064x}",
+                lease_count=0,
+            )
+            store.insert_asset(connection, one, "test")
+
+    await world.database.write(fill)
+    await world.clock.advance(30 * DAY)
+    told = await world.registry.collect(dry_run=True)
+    assert (told.collected_count, told.kept_count) == (100, 1101)
+    assert len(told.verdicts) == 1000
+    assert "It is archived; only a person deletes it." in {one.reason for one in told.kept}
+    done = await world.registry.collect(dry_run=False)
+    assert (done.collected_count, done.freed_bytes) == (100, 100 * held.size_bytes)
+    assert await world.registry.remove_doomed() == 0
+
+
+async def test_the_sweep_forgets_what_is_old(world: AssetWorld) -> None:
     asset = await world.asset()
     await world.leasing.release(METALD, await hold(world, asset))
     await world.clock.advance(2 * DAY)
-    assert (await world.registry.sweep())["leases"] == 1
+    assert await world.registry.sweep() == {"leases": 1, "keys": 0, "events": 0, "tombstones": 0}
+    await world.registry.archive(ACME, asset.asset_id, "", "key")
+    await world.registry.delete(ACME, asset.asset_id, "", "")
+    await world.clock.advance(31 * DAY)
+    assert await world.registry.sweep() == {"leases": 0, "keys": 1, "events": 2, "tombstones": 1}
+    with pytest.raises(NotFound):
+        await world.registry.get(ACME, asset.asset_id)
+
+
+@pytest.mark.parametrize("asset_id", ["", "ast_", "nul\0", "ast_1\0", "../x", "ast_" + "1" * 99])
+async def test_what_cannot_be_an_id_is_as_unknown_as_any_other(
+    world: AssetWorld, asset_id: str
+) -> None:
+    with pytest.raises(NotFound, match="not known here"):
+        await world.registry.get(ACME, asset_id)
+    with pytest.raises(NotFound, match="not known here"):
+        await world.registry.archive(ACME, asset_id, "", "")
+    with pytest.raises(NotFound, match="not known here"):
+        await world.leasing.acquire(
+            METALD, [asset_id], holder="vm", purpose="", ttl_seconds=0, key=""
+        )
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        AssetFilter(labels={"a\0": "b"}),
+        AssetFilter(labels={"": "b"}),
+        AssetFilter(source_digest="x" * 300),
+        AssetFilter(architecture="\0"),
+        AssetFilter(sha256="short"),
+    ],
+)
+async def test_a_filter_that_nothing_satisfies_is_refused(
+    world: AssetWorld, query: AssetFilter
+) -> None:
+    with pytest.raises(InvalidRequest):
+        await world.registry.page(ACME, query, PageSpec(size=3))
+    with pytest.raises(InvalidRequest):
+        await world.registry.query(ACME, query)

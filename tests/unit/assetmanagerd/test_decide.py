@@ -14,6 +14,7 @@ from ironworks.assetmanagerd.types import (
     AssetKind,
     AssetState,
     Facts,
+    Rule,
     Who,
 )
 from ironworks.model.errors import FailedPrecondition, InvalidRequest, NotFound, PermissionDenied
@@ -116,14 +117,14 @@ def test_file_names_that_are_refused(name: str) -> None:
 
 
 def test_leases_are_bounded() -> None:
-    decide.check_lease_request(("a", "b"), "vm_1", "")
+    decide.check_lease_request(("ast_a", "ast_b"), "vm_1", "")
     for ids, holder, purpose in (
         ((), "vm", ""),
-        (("a", "a"), "vm", ""),
-        (tuple(map(str, range(17))), "vm", ""),
-        (("a",), "", ""),
-        (("a",), "x" * 129, ""),
-        (("a",), "vm", "x" * 257),
+        (("ast_a", "ast_a"), "vm", ""),
+        (tuple(f"ast_{n}" for n in range(17)), "vm", ""),
+        (("ast_a",), "", ""),
+        (("ast_a",), "x" * 129, ""),
+        (("ast_a",), "vm", "x" * 257),
     ):
         with pytest.raises(InvalidRequest):
             decide.check_lease_request(ids, holder, purpose)
@@ -132,17 +133,17 @@ def test_leases_are_bounded() -> None:
         with pytest.raises(InvalidRequest):
             decide.lease_seconds(seconds, 60)
     with pytest.raises(FailedPrecondition, match="damaged"):
-        decide.check_leasable(replace(ASSET, damage="rotten"))
+        decide.acquired(replace(ASSET, damage="rotten"))
 
 
 def verdict(asset: Asset, age_seconds: int, *, needed: bool = False) -> bool:
-    return judge(
-        asset,
+    rule = Rule(
         now_ns=(1000 + age_seconds) * NS_PER_SECOND,
         ttl_seconds=100,
         failed_ttl_seconds=10,
-        needed=needed,
-    ).collected
+        needed=frozenset({asset.asset_id} if needed else ()),
+    )
+    return judge(asset, rule).collected
 
 
 def test_what_is_garbage() -> None:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -15,9 +14,8 @@ from ironworks.assetmanagerd.types import (
     LeaseState,
     Upload,
 )
-from ironworks.storage.migrate import upgrade
-from ironworks.storage.sql import Database, sqlite_url
-from ironworks.testkit.assets import facts
+from ironworks.storage.sql import Database
+from ironworks.testkit.assets import ensure_migrated, facts
 
 ASSET = Asset(
     asset_id="ast_1",
@@ -42,9 +40,9 @@ LEASE = Lease(
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    made = Database(sqlite_url(tmp_path / "assets.db"))
-    upgrade(made.engine, "ironworks.assetmanagerd.migrations")
+def database(database_url: str) -> Iterator[Database]:
+    made = Database(database_url, order_by="asset_events")
+    ensure_migrated(made.engine)
     yield made
     made.close()
 
@@ -57,38 +55,40 @@ async def with_lease(database: Database) -> None:
 
 async def test_a_lease_comes_back_whole_with_its_assets_in_order(database: Database) -> None:
     await with_lease(database)
-    assert await database.read(lambda c: lease_store.read_leases(c, ["lse_1"])) == [LEASE]
-    assert await database.read(lambda c: lease_store.read_leases(c, ["lse_x"])) == []
-    held = await database.read(lambda c: store.read_asset(c, "ast_2"))
-    assert held is not None
-    assert held.lease_count == 1
-    assert await database.read(lambda c: lease_store.active_count(c, "ast_1")) == 1
+    assert await database.read(lambda c: lease_store.read_lease(c, "lse_1")) == LEASE
+    assert await database.read(lambda c: lease_store.read_lease(c, "lse_x")) is None
+    assert await database.read(lambda c: lease_store.read_leases(c, ["lse_1", "lse_x"])) == [LEASE]
+    assert await database.read(lease_store.active_counts) == {"ast_1": 1, "ast_2": 1}
+    assert await database.read(lease_store.leased_sha256) == {"0" * 64, "1" * 64}
 
 
-async def test_only_active_leases_are_renewed_expire_and_get_grace(database: Database) -> None:
+async def test_only_active_leases_expire_get_grace_and_are_postponed(database: Database) -> None:
     await with_lease(database)
     expired = await database.read(lambda c: lease_store.expired_leases(c, 99, 10))
     assert expired == []
     expired = await database.read(lambda c: lease_store.expired_leases(c, 100, 10))
     assert expired == [LEASE]
-    await database.write(lambda c: lease_store.renew_leases(c, ["lse_1"], 200))
+    renewed = replace(LEASE, expires_at_ns=200, ttl_ns=50)
+    await database.write(lambda c: lease_store.renew_leases(c, [renewed]))
+    await database.write(lambda c: lease_store.renew_leases(c, []))
     assert await database.write(lambda c: lease_store.grace(c, 150)) == 0
-    assert await database.write(lambda c: lease_store.grace(c, 300)) == 1
+    assert await database.write(lambda c: lease_store.grace(c, 250)) == 1
+    assert await database.write(lambda c: lease_store.postpone(c, 7)) == 1
     await database.write(lambda c: lease_store.end_lease(c, "lse_1", LeaseState.RELEASED, 5))
-    await database.write(lambda c: lease_store.renew_leases(c, ["lse_1"], 999))
     assert await database.write(lambda c: lease_store.grace(c, 999)) == 0
+    assert await database.write(lambda c: lease_store.postpone(c, 7)) == 0
     (ended,) = await database.read(lambda c: lease_store.read_leases(c, ["lse_1"]))
-    assert ended == replace(LEASE, state=LeaseState.RELEASED, expires_at_ns=300, ended_at_ns=5)
+    assert ended == replace(renewed, state=LeaseState.RELEASED, expires_at_ns=307, ended_at_ns=5)
     assert await database.read(lambda c: lease_store.expired_leases(c, 9999, 10)) == []
-    assert await database.read(lambda c: lease_store.active_count(c, "ast_1")) == 0
+    assert await database.read(lease_store.active_counts) == {}
 
 
 async def test_only_ended_leases_are_forgotten(database: Database) -> None:
     await with_lease(database)
-    assert await database.write(lambda c: lease_store.forget_leases(c, 10_000)) == 0
+    assert await database.write(lambda c: lease_store.forget_leases(c, 10_000, 9)) == 0
     await database.write(lambda c: lease_store.end_lease(c, "lse_1", LeaseState.EXPIRED, 5))
-    assert await database.write(lambda c: lease_store.forget_leases(c, 5)) == 0
-    assert await database.write(lambda c: lease_store.forget_leases(c, 6)) == 1
+    assert await database.write(lambda c: lease_store.forget_leases(c, 5, 9)) == 0
+    assert await database.write(lambda c: lease_store.forget_leases(c, 6, 9)) == 1
     assert await database.read(lambda c: lease_store.read_leases(c, ["lse_1"])) == []
 
 

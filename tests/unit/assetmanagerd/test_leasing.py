@@ -22,6 +22,7 @@ from ironworks.model.errors import (
     PermissionDenied,
 )
 from ironworks.model.pages import PageSpec
+from ironworks.model.units import NS_PER_SECOND
 from ironworks.testkit.assets import ACME, EVIL, METALD, AssetWorld, asset_world, squashfs
 
 PAGE = PageSpec(size=100)
@@ -29,8 +30,8 @@ PLATFORMS_METALD = Who(actor="metald", is_service=True)
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[AssetWorld]:
-    async with asset_world(tmp_path) as made:
+async def world(tmp_path: Path, database_url: str) -> AsyncIterator[AssetWorld]:
+    async with asset_world(tmp_path, database_url=database_url) as made:
         yield made
 
 
@@ -182,3 +183,44 @@ async def test_what_is_not_placed(world: AssetWorld) -> None:
     with pytest.raises(FailedPrecondition, match="released"):
         await prepare(taken.lease_id, jail, file)
     assert list(jail.iterdir()) == []
+
+
+async def test_a_renewal_never_ends_a_lease_before_what_was_promised(world: AssetWorld) -> None:
+    taken = await lease(world, await world.asset(), ttl_seconds=600)
+    (kept,), _ = await world.leasing.renew(METALD, [taken.lease_id], 60)
+    assert kept.expires_at_ns == taken.expires_at_ns
+    await world.clock.advance(590)
+    (kept,), _ = await world.leasing.renew(METALD, [taken.lease_id], 60)
+    assert kept.expires_at_ns == world.clock.now_ns() + 60 * NS_PER_SECOND
+
+
+async def test_a_clock_that_is_set_forward_ends_no_lease(world: AssetWorld) -> None:
+    asset = await world.asset()
+    taken = await lease(world, asset, ttl_seconds=60)
+    world.clock.jump(3600)
+    assert await world.leasing.expire_leases() == 0
+    await world.clock.advance(59)
+    assert await world.leasing.expire_leases() == 0
+    await world.clock.advance(1)
+    assert await world.leasing.expire_leases() == 1
+    assert (await world.leasing.release(METALD, taken.lease_id)).state is LeaseState.EXPIRED
+
+
+async def test_all_that_is_over_ends_however_much_it_is(world: AssetWorld) -> None:
+    asset = await world.asset()
+    for _ in range(501):
+        await lease(world, asset, ttl_seconds=1)
+    await world.clock.advance(2)
+    assert await world.leasing.expire_leases() == 501
+    after = await world.registry.get(ACME, asset.asset_id)
+    assert (after.state, after.lease_count) == (AssetState.AVAILABLE, 0)
+
+
+async def test_after_a_start_a_lease_lasts_its_own_time(world: AssetWorld) -> None:
+    taken = await lease(world, await world.asset(), ttl_seconds=3600)
+    await world.clock.advance(7200)
+    assert await world.leasing.grace() == 1
+    await world.clock.advance(3599)
+    assert await world.leasing.expire_leases() == 0
+    (kept,), _ = await world.leasing.renew(METALD, [taken.lease_id], 60)
+    assert kept.state is LeaseState.ACTIVE

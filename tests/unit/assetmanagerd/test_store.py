@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -18,9 +17,8 @@ from ironworks.assetmanagerd.types import (
 )
 from ironworks.model.errors import Aborted
 from ironworks.model.pages import PageSpec
-from ironworks.storage.migrate import upgrade
-from ironworks.storage.sql import Database, sqlite_url
-from ironworks.testkit.assets import ACME
+from ironworks.storage.sql import Database
+from ironworks.testkit.assets import ACME, ensure_migrated
 
 ASSET = Asset(
     asset_id="ast_1",
@@ -44,9 +42,9 @@ PAGE = PageSpec(size=10)
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    made = Database(sqlite_url(tmp_path / "assets.db"))
-    upgrade(made.engine, "ironworks.assetmanagerd.migrations")
+def database(database_url: str) -> Iterator[Database]:
+    made = Database(database_url, order_by="asset_events")
+    ensure_migrated(made.engine)
     yield made
     made.close()
 
@@ -118,16 +116,6 @@ async def test_filters(database: Database, query: AssetFilter, *, found: bool) -
     assert await database.read(lambda c: store.list_assets(c, stranger, query, PAGE)) == []
 
 
-async def test_bytes_are_doomed_only_when_nothing_stands_for_them(database: Database) -> None:
-    await database.write(lambda c: store.insert_asset(c, ASSET, "a"))
-    assert not await database.write(lambda c: store.doom_if_orphaned(c, ASSET.sha256, 1))
-    for _ in range(2):
-        assert await database.write(lambda c: store.doom_if_orphaned(c, "f" * 64, 1))
-    assert await database.read(lambda c: store.doomed(c, 10)) == ["f" * 64]
-    await database.write(lambda c: store.undoom(c, "f" * 64))
-    assert await database.read(lambda c: store.doomed(c, 10)) == []
-
-
 async def test_the_platforms_newest_of_each_kind_is_needed(database: Database) -> None:
     old = replace(ASSET, tenant_id="")
     new = replace(old, asset_id="ast_2", sha256="1" * 64)
@@ -137,3 +125,53 @@ async def test_the_platforms_newest_of_each_kind_is_needed(database: Database) -
         await database.write(lambda c, asset=asset: store.insert_asset(c, asset, "a"))
     needed = await database.read(store.needed_by_platform)
     assert needed == {"ast_2", "ast_3"}
+
+
+async def test_what_is_not_the_callers_is_not_even_read(database: Database) -> None:
+    platforms = replace(ASSET, asset_id="ast_2", tenant_id="", sha256="1" * 64)
+    for asset in (ASSET, platforms):
+        await database.write(lambda c, asset=asset: store.insert_asset(c, asset, "a"))
+    stranger = Who(actor="x", tenant_id="tnt_evil")
+    operator = Who(actor="x", sees_all=True)
+    for who, seen in (
+        (ACME, {"ast_1", "ast_2"}),
+        (stranger, {"ast_2"}),
+        (operator, {"ast_1", "ast_2"}),
+    ):
+        for wanted in (["ast_1", "ast_2", "ast_3"], ["ast_1"], ["ast_2"]):
+            found = await database.read(
+                lambda c, who=who, wanted=wanted: store.visible_assets(c, who, wanted)
+            )
+            assert found.keys() == seen.intersection(wanted)
+
+
+async def test_leases_change_what_they_change_and_nothing_else(database: Database) -> None:
+    await database.write(lambda c: store.insert_asset(c, ASSET, "a"))
+    held = replace(ASSET, state=AssetState.IN_USE, lease_count=1)
+    (used,) = await database.write(
+        lambda c: store.use_assets(c, [(ASSET, held)], reason="r", actor="metald", now_ns=9)
+    )
+    assert used == replace(held, updated_at_ns=9, last_used_at_ns=9, revision=2)
+    assert await database.read(lambda c: store.read_asset(c, "ast_1")) == used
+    more = replace(used, lease_count=2)
+    await database.write(
+        lambda c: store.use_assets(c, [(used, more)], reason="r", actor="metald", now_ns=9)
+    )
+    with pytest.raises(Aborted):
+        await database.write(
+            lambda c: store.use_assets(c, [(used, more)], reason="r", actor="metald", now_ns=9)
+        )
+    events = await database.read(lambda c: store.list_events(c, "ast_1", PAGE))
+    assert [event.to_state.value for event in events] == ["available", "in_use"]
+
+
+async def test_all_that_is_not_deleted_is_walked_in_pages(database: Database) -> None:
+    for number, state in enumerate(AssetState):
+        one = replace(ASSET, asset_id=f"ast_{number}", state=state, sha256=f"{number:064x}")
+        await database.write(lambda c, one=one: store.insert_asset(c, one, "a"))
+    seen: list[AssetState] = []
+    after = ""
+    while page := await database.read(lambda c, after=after: store.after_id(c, after, 2)):
+        seen += [asset.state for asset in page]
+        after = page[-1].asset_id
+    assert seen == [state for state in AssetState if state is not AssetState.DELETED]
