@@ -111,6 +111,21 @@ def fsync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def _refused(error: OSError) -> ResourceExhausted:
+    return ResourceExhausted(
+        "The metering log cannot be written.",
+        hint="Free space in the data directory.",
+        context={"error": str(error)},
+    )
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+    os.fdatasync(descriptor)
+
+
 class Log:
     """The log in one directory; one process at a time."""
 
@@ -175,7 +190,11 @@ class Log:
             self._sizes[number] = len(content)
 
     def begin(self) -> None:
-        """Start a new segment after the replay; a torn tail is cut off where it is."""
+        """Start a new segment after the replay; a torn tail is cut off where it is.
+
+        Raises:
+            ResourceExhausted: the disk is full or not writable.
+        """
         last = self.segment
         if last and self.scan.truncated_bytes:
             size = self._sizes[last] - self.scan.truncated_bytes
@@ -184,14 +203,22 @@ class Log:
         self._open(last + 1)
 
     def _open(self, number: int) -> None:
+        """Begin a segment; the one before it stays in use if the disk refuses."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        head = frame(Kind.CHECKPOINT, self._checkpoint())
+        descriptor = -1
+        try:
+            descriptor = os.open(self._path(number), flags, 0o600)
+            _write_all(descriptor, head)
+            fsync_directory(self._directory)
+        except OSError as error:
+            if descriptor >= 0:
+                os.close(descriptor)
+                self._path(number).unlink(missing_ok=True)
+            raise _refused(error) from error
         if self._descriptor >= 0:
             os.close(self._descriptor)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        self._descriptor = os.open(self._path(number), flags, 0o600)
-        head = frame(Kind.CHECKPOINT, self._checkpoint())
-        os.write(self._descriptor, head)
-        os.fdatasync(self._descriptor)
-        fsync_directory(self._directory)
+        self._descriptor = descriptor
         self._sizes[number] = len(head)
 
     def ensure_room(self, payload_bytes: int) -> None:
@@ -230,7 +257,9 @@ class Log:
             # A checkpoint tells the state after everything before it, so nothing may be pending.
             while self._sizes[self.segment] >= self._segment_bytes:
                 if not self._pending:
-                    self._open(self.segment + 1)
+                    # What was asked for is on disk: a disk that is full now is the next call's.
+                    with contextlib.suppress(ResourceExhausted):
+                        self._open(self.segment + 1)
                     break
                 await self._write_pending()
 
@@ -239,11 +268,7 @@ class Log:
         try:
             await asyncio.to_thread(self._write, self.segment, data)
         except OSError as error:
-            raise ResourceExhausted(
-                "The metering log cannot be written.",
-                hint="Free space in the data directory.",
-                context={"error": str(error)},
-            ) from error
+            raise _refused(error) from error
         del self._pending[:count]
         self._pending_bytes -= len(data)
         self._durable = upto
@@ -251,10 +276,7 @@ class Log:
     def _write(self, number: int, data: bytes) -> None:
         size = self._sizes[number]
         try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(self._descriptor, view) :]
-            os.fdatasync(self._descriptor)
+            _write_all(self._descriptor, data)
         except OSError:
             # Half a record in the middle of a segment would hide what comes after it.
             with contextlib.suppress(OSError):

@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -171,6 +173,61 @@ async def test_a_full_disk_refuses_and_what_was_appended_is_written_later(
     ticks, again = replayed(tmp_path)
     assert ticks == [b"first", b"second", b"third"]
     assert again.scan.damaged == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "none", str(directory)], check=True)
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", str(directory)], check=True)
+
+
+@pytest.mark.root
+async def test_a_disk_that_fills_and_is_freed_loses_nothing_that_was_acknowledged(
+    small_disk: Path,
+) -> None:
+    log = make_log(small_disk / "log")
+    list(log.replay())
+    log.begin()
+    (small_disk / "other").write_bytes(bytes(64 * 1024))
+    acknowledged: list[bytes] = []
+
+    async def write(number: int) -> bool:
+        payload = b"%d " % number * 200
+        log.append(Kind.TICK, payload)
+        acknowledged.append(payload)
+        try:
+            await log.sync()
+        except ResourceExhausted:
+            return False
+        return True
+
+    # Segments of 4 KiB: it is full now while a record, now while a segment's head is written.
+    refusals = [number for number in range(120) if not await write(number)]
+    assert refusals
+    (small_disk / "other").unlink()
+    assert await write(120)
+    log.close()
+    ticks, again = replayed(small_disk / "log")
+    assert ticks == acknowledged
+    assert again.scan.damaged == 0
+    assert len(segments(small_disk / "log")) > 1
+
+
+@pytest.mark.root
+async def test_a_disk_without_room_at_the_start_is_said_so_and_nothing_is_left(
+    small_disk: Path,
+) -> None:
+    (small_disk / "other").write_bytes(bytes(128 * 1024))
+    log = make_log(small_disk / "log")
+    list(log.replay())
+    with pytest.raises(ResourceExhausted, match="cannot be written"):
+        log.begin()
+    assert not list(small_disk.glob("log/*"))
 
 
 async def test_the_bounds_of_the_log_refuse_before_anything_is_appended(tmp_path: Path) -> None:
