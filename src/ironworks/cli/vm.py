@@ -61,6 +61,54 @@ async def get(vm: str, /, *, options: Options = DEFAULTS) -> None:
         )
 
 
+@app.command
+async def network(vm: str, /, *, options: Options = DEFAULTS) -> None:
+    """Show a VM's addresses, its rules, and what its firewall has refused.
+
+    Args:
+        vm: Id, `vm_…`.
+    """
+    async with options.client() as client:
+        found = await client.vms.get(vm)
+        stats = await client.vms.network_stats(vm)
+    out = options.output()
+    place = found.network or vm_pb.VmNetwork()
+    spec = (found.spec or vm_pb.VmSpec()).network or vm_pb.VmNetworkSpec()
+    out.fields(
+        stats,
+        {
+            "VM": found.id,
+            "Address": place.fabric_address or "-",
+            "IPv6": place.fabric_address_v6 or "-",
+            "May open": ", ".join(_rule(rule) for rule in spec.egress) or "nothing",
+            "Name servers": ", ".join(spec.nameservers) or "-",
+            "Published": ", ".join(_port(port) for port in place.published_ports) or "-",
+            "Received": format_bytes(stats.in_bytes),
+            "Sent": format_bytes(stats.out_bytes),
+        },
+    )
+    if not options.json:
+        out.table(
+            ("REFUSED", "PACKETS", "BYTES"),
+            [(line.rule, str(line.packets), str(line.bytes)) for line in stats.denied],
+        )
+
+
+def _protocol(number: vm_pb.TransportProtocol) -> str:
+    return "" if number == vm_pb.TransportProtocol.UNSPECIFIED else f"/{number.name.lower()}"
+
+
+def _rule(rule: vm_pb.EgressRule) -> str:
+    ports = "" if not rule.first_port else f" port {rule.first_port}"
+    if rule.last_port > rule.first_port:
+        ports += f"-{rule.last_port}"
+    return f"{rule.cidr}{ports}{_protocol(rule.protocol)}"
+
+
+def _port(port: vm_pb.PublishedPort) -> str:
+    return f"{port.host_port} to {port.guest_port}{_protocol(port.protocol)}"
+
+
 @app.command(name="list")
 async def list_(*, deployment: str = "", limit: int = 100, options: Options = DEFAULTS) -> None:
     """List VMs, oldest first.

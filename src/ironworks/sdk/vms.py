@@ -38,6 +38,13 @@ class Vms(Resource):
 
         return await walk(ask, lambda a: a.vms, limit=limit, page_token=page_token)
 
+    async def network_stats(self, vm_id: str) -> vm_pb.GetVmNetworkStatsResponse:
+        """What a VM has sent and received, and what its firewall has refused."""
+        request = vm_pb.GetVmNetworkStatsRequest(vm_id=vm_id)
+        return await self._connection.call(
+            VmServiceClient, VmServiceClient.get_vm_network_stats, request
+        )
+
     async def console(
         self, vm_id: str, *, tail_lines: int = 100, follow: bool = False
     ) -> AsyncGenerator[bytes]:

@@ -63,18 +63,28 @@ def _known(given: str, known: str, kind: str) -> None:
         raise NotFound(f"There is no {kind} {given}.")
 
 
+def _vm_network() -> vm_pb.VmNetworkSpec:
+    tcp = vm_pb.TransportProtocol.TCP
+    return vm_pb.VmNetworkSpec(
+        egress=[vm_pb.EgressRule(cidr="203.0.113.0/24", first_port=80, last_port=90, protocol=tcp)],
+        published_ports=[vm_pb.PublishedPort(host_port=40_000, guest_port=80, protocol=tcp)],
+    )
+
+
 class _Vms(_Handlers, VmService):
     async def get_vm(self, request: vm_pb.GetVmRequest, ctx: Any) -> vm_pb.Vm:
         self._api.ask("GetVm", request)
         _known(request.vm_id, VM_ID, "VM")
         return vm_pb.Vm(
             id=VM_ID,
-            spec=vm_pb.VmSpec(name="web-0", vcpus=2, memory_bytes=256 * MIB),
+            spec=vm_pb.VmSpec(name="web-0", vcpus=2, memory_bytes=256 * MIB, network=_vm_network()),
             state=vm_pb.VmState.RUNNING,
             driver="qemu",
             accel="tcg",
             boot_epoch=1,
-            network=vm_pb.VmNetwork(fabric_address="198.18.0.2"),
+            network=vm_pb.VmNetwork(
+                fabric_address="198.18.0.2", published_ports=_vm_network().published_ports
+            ),
             timings=[vm_pb.StepTiming(step="vmm.spawn", duration_ns=45_000_000)],
             history=[vm_pb.VmTransition(to=vm_pb.VmState.RUNNING, at_ns=_AT_NS, reason="ready")],
             drift=["Its tap is gone."],
@@ -85,6 +95,14 @@ class _Vms(_Handlers, VmService):
         self._api.ask("ListVms", request)
         vm = await self.get_vm(vm_pb.GetVmRequest(vm_id=VM_ID), ctx)
         return vm_pb.ListVmsResponse(vms=[vm])
+
+    async def get_vm_network_stats(
+        self, request: vm_pb.GetVmNetworkStatsRequest, ctx: Any
+    ) -> vm_pb.GetVmNetworkStatsResponse:
+        del ctx
+        self._api.ask("GetVmNetworkStats", request)
+        refused = vm_pb.DeniedTraffic(rule="egress", packets=7, bytes=420)
+        return vm_pb.GetVmNetworkStatsResponse(in_bytes=2048, out_bytes=1024, denied=[refused])
 
     async def stream_console(
         self, request: vm_pb.StreamConsoleRequest, ctx: Any

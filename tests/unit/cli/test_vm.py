@@ -31,6 +31,20 @@ async def test_get_shows_steps_history_and_drift(iron: Iron) -> None:
     assert (await iron("vm", "get", VM_ID, "--json")).json["id"] == VM_ID
 
 
+async def test_network_shows_addresses_rules_and_what_was_refused(iron: Iron) -> None:
+    done = await iron("vm", "network", VM_ID)
+    for shown in (
+        "198.18.0.2",
+        "203.0.113.0/24 port 80-90/tcp",
+        "40000 to 80/tcp",
+        "egress",
+        "420",
+    ):
+        assert shown in done.out
+    listed = (await iron("vm", "network", VM_ID, "--json")).json
+    assert listed["denied"] == [{"rule": "egress", "packets": "7", "bytes": "420"}]
+
+
 async def test_a_vm_of_nobody_is_66(iron: Iron) -> None:
     done = await iron("vm", "get", "vm_none", status=66)
     assert done.err == "iron: There is no VM vm_none.\n"

@@ -23,6 +23,12 @@ async def test_get_and_list(api: FakeApi, client: AsyncIronworks) -> None:
         await client.vms.get("vm_none")
 
 
+async def test_network_stats(api: FakeApi, client: AsyncIronworks) -> None:
+    stats = await client.vms.network_stats(VM_ID)
+    assert (stats.in_bytes, stats.denied[0].rule) == (2048, "egress")
+    assert len(api.asked["GetVmNetworkStats"]) == 1
+
+
 async def test_console(api: FakeApi, client: AsyncIronworks) -> None:
     pieces = [piece async for piece in client.vms.console(VM_ID, tail_lines=3, follow=True)]
     assert tuple(pieces) == CONSOLE

@@ -1,8 +1,9 @@
 """What differs from what should be, and what becomes of it.
 
 Each difference is kept with the VM first, where people see it. If it is still there the next time,
-it is mended: a cgroup is made anew and the VM's processes are put back into it. A network cannot be
-mended under a VMM that has it open: such a VM has ended, and its restart policy says what follows.
+it is mended: a cgroup is made anew and the VM's processes are put back into it, a network is made
+anew around the VMM. Only a tap cannot be replaced under a VMM that has it open: such a VM has
+ended, and its restart policy says what follows.
 """
 
 from dataclasses import dataclass, replace
@@ -10,9 +11,11 @@ from dataclasses import dataclass, replace
 from ironworks.metald import store
 from ironworks.metald.app.boot import attach_metering
 from ironworks.metald.app.context import Context, log
+from ironworks.metald.app.network import mend_network
 from ironworks.metald.app.parts import group_limits, slot_of
 from ironworks.metald.app.watch import vmm_ended
 from ironworks.metald.drivers.driver import ExitKind, ExitReport
+from ironworks.metald.network.slots import TAP_LOST
 from ironworks.metald.types import Vm, VmState
 from ironworks.model.errors import Aborted
 
@@ -65,10 +68,21 @@ async def _mend(context: Context, seen: Vm, found: Drift) -> bool:
     if again.isdisjoint({*found.network, *found.cgroup}):
         return await keep(context, vm, found.sentences)
     if again & {*found.network}:
-        sentence = f"{found.network[0]} Somebody removed it, so the VM was ended."
-        await vmm_ended(context, vm.vm_id, ExitReport(kind=ExitKind.LOST, sentence=sentence))
-        return True
+        return await _mend_network(context, vm, found)
     return await _mend_cgroup(context, vm, found)
+
+
+async def _mend_network(context: Context, vm: Vm, found: Drift) -> bool:
+    """Make the network anew around a VMM; one whose tap was removed cannot be helped so."""
+    handle = context.handles.get(vm.vm_id)
+    mended = await mend_network(context, vm, None if handle is None else handle.evidence.pid)
+    log.warning("network_mended", vm_id=vm.vm_id, found=mended)
+    lost = next((sentence for sentence in mended if TAP_LOST in sentence), "")
+    if not lost:
+        return await keep(context, vm, (*found.cgroup, *found.lease))
+    sentence = "Its tap is gone: somebody removed it, so the VM was ended."
+    await vmm_ended(context, vm.vm_id, ExitReport(kind=ExitKind.LOST, sentence=sentence))
+    return True
 
 
 async def _mend_cgroup(context: Context, vm: Vm, found: Drift) -> bool:

@@ -13,9 +13,8 @@ All methods block. One thread at a time changes the fabric.
 
 import contextlib
 import errno
-import os
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,7 +223,7 @@ class Fabric:
     def remove_if_empty(self) -> None:
         """Remove the fabric if no slot is left in it, nor being made. Idempotent."""
         with self._lock:
-            if self._making or any(True for _ in self.slots()):
+            if self._making or self.slots():
                 return
             self._forget()
             with Links() as links, Firewall() as firewall:
@@ -237,13 +236,14 @@ class Fabric:
         with self._lock:
             self._forget()
 
-    def slots(self) -> Iterator[int]:
+    def slots(self) -> frozenset[int]:
         """Slots of which a namespace is there."""
-        with contextlib.suppress(FileNotFoundError), os.scandir(naming.NETNS_DIRECTORY) as found:
-            for entry in found:
-                slot = slot_of_netns(self.tag, entry.name)
-                if slot is not None:
-                    yield slot
+        try:
+            names = [path.name for path in naming.NETNS_DIRECTORY.iterdir()]
+        except FileNotFoundError:
+            return frozenset()
+        slots = (slot_of_netns(self.tag, name) for name in names)
+        return frozenset(slot for slot in slots if slot is not None)
 
     def connected_slots(self) -> frozenset[int]:
         """Slots of which an interface is in the fabric."""
@@ -404,7 +404,7 @@ class Fabric:
             Whether anything had to be done; slots have to `join` again then.
         """
         with self._lock:
-            if not self._making and not any(True for _ in self.slots()):
+            if not self._making and not self.slots():
                 return False
             mended = self.ensure()
             mended = self._fabric_rules() or mended

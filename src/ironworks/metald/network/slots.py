@@ -21,6 +21,9 @@ from ironworks.metald.network.plan import Plan
 from ironworks.metald.network.stats import NetworkStats, denied
 from ironworks.model.errors import FailedPrecondition, Internal
 
+TAP_LOST = "was gone, and only a fresh VMM can open the new one"
+"""Part of the sentence of `mend` that says so."""
+
 
 class SlotTakenError(Exception):
     """Another platform on this machine uses the slot's address: take another slot."""
@@ -251,7 +254,7 @@ class HostNetwork:
         devices = device_names()
         with Links() as links:
             if naming.TAP not in devices:
-                gone.append(f"Its tap {naming.TAP} was gone: the VM must be rebooted to use it.")
+                gone.append(f"Its tap {naming.TAP} {TAP_LOST}.")
                 links.up("lo")
                 _tap(links, owner_uid)
             if not connected or naming.INNER_VETH not in devices:
@@ -278,7 +281,7 @@ class HostNetwork:
     async def present(self) -> frozenset[int]:
         """Slots of this platform of which anything is there."""
         return await asyncio.to_thread(
-            lambda: frozenset(self._fabric.slots()) | self._fabric.connected_slots()
+            lambda: self._fabric.slots() | self._fabric.connected_slots()
         )
 
     async def drift(self, slot: int) -> tuple[str, ...]:

@@ -39,6 +39,10 @@ class Vms:
             )
         )
 
+    def network_stats(self, vm_id: str) -> vm_pb.GetVmNetworkStatsResponse:
+        """What a VM has sent and received, and what its firewall has refused."""
+        return self._portal.run(self._inner.network_stats(vm_id))
+
     def console(
         self, vm_id: str, *, tail_lines: int = 100, follow: bool = False
     ) -> Generator[bytes]:

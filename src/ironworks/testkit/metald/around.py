@@ -14,7 +14,7 @@ from ironworks.metald.drivers.driver import (
 )
 from ironworks.metald.network.naming import SlotNames, names_of
 from ironworks.metald.network.plan import Plan
-from ironworks.metald.network.slots import SlotTakenError
+from ironworks.metald.network.slots import TAP_LOST, SlotTakenError
 from ironworks.metald.network.stats import Denied, NetworkStats
 from ironworks.metald.sampling import VmSource
 from ironworks.metald.steps import Step
@@ -122,6 +122,7 @@ class MemoryNetwork:
         self._tag = tag
         self.made: set[int] = set()
         self.foreign: set[int] = set()
+        self.without_tap: set[int] = set()
         self.plans: dict[int, Plan] = {}
         self.waiting: list[int] = []
         self.reserved: set[int] = set()
@@ -159,6 +160,9 @@ class MemoryNetwork:
         """See `Network`."""
         del owner_uid, pid
         gone = await self.drift(slot)
+        if slot in self.without_tap:
+            gone = (*gone, f"Its tap {TAP_LOST}.")
+        self.without_tap.discard(slot)
         self.made.add(slot)
         self.plans[slot] = plan
         return gone
@@ -206,6 +210,8 @@ class MemoryNetwork:
 
     async def drift(self, slot: int) -> tuple[str, ...]:
         """See `Network`."""
+        if slot in self.without_tap:
+            return ("Its tap is gone.",)
         return () if slot in self.made else ("Its network is gone.",)
 
 

@@ -46,19 +46,28 @@ async def test_a_cgroup_that_is_gone_is_made_again_with_the_vm_in_it(w: World) -
     assert w.sampler.attached[vm.vm_id].boot_epoch == mended.boot_epoch == vm.boot_epoch + 1
 
 
-async def test_a_lost_network_ends_the_vm_with_a_sentence(w: World) -> None:
+async def test_a_network_that_is_gone_is_made_again_around_the_vm(w: World) -> None:
     vm = await booted(w)
     w.network.made.clear()
+    assert (await look(w, vm)).drift == ("Its network is gone.",)
+    mended = await look(w, vm)
+    assert (mended.state, mended.drift) == (S.RUNNING, ())
+    assert w.network.made == {vm.slot}
+
+
+async def test_a_lost_tap_ends_the_vm_with_a_sentence(w: World) -> None:
+    vm = await booted(w)
+    w.network.without_tap.add(vm.slot or 0)
     assert (await look(w, vm)).state is S.RUNNING
     failed = await look(w, vm)
     assert failed.state is S.FAILED
-    assert "Somebody removed it" in failed.reason
+    assert "somebody removed it" in failed.reason
     assert await w.left() == {}
 
 
 async def test_a_vm_with_a_policy_is_booted_again_with_a_fresh_network(w: World) -> None:
     vm = await booted(w, RestartMode.ON_FAILURE)
-    w.network.made.clear()
+    w.network.without_tap.add(vm.slot or 0)
     await look(w, vm)
     waiting = await look(w, vm)
     assert (waiting.state, waiting.ready, waiting.restarts) == (S.RUNNING, False, 1)

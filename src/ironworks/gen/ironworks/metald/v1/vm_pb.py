@@ -436,8 +436,8 @@ _VmNetworkSpecFields: TypeAlias = Literal["egress", "published_ports", "nameserv
 
 class VmNetworkSpec(Message[_VmNetworkSpecFields]):
     """
-    VmNetworkSpec is what a VM may say on the network. Replies to connections from the fabric are
-    always let through; everything else that the guest opens needs a rule.
+    VmNetworkSpec is what a VM may say on the network. VMs of one tenant reach each other by their
+    fabric addresses, and replies are let through; everything else that the guest opens needs a rule.
 
     ```proto
     message ironworks.metald.v1.VmNetworkSpec
@@ -1981,7 +1981,8 @@ class DeniedTraffic(Message[_DeniedTrafficFields]):
 
     Attributes:
         rule:
-            For example `egress`, `spoofed-mac`, `spoofed-address`, `metadata`.
+            `egress` (no rule allows it), `peer` (no VM of its tenant is there), `host`, `metadata`,
+            `spoofed-address` or `spoofed-mac`.
 
             ```proto
             string rule = 1;

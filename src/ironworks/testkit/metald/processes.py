@@ -1,0 +1,165 @@
+"""assetmanagerd and metald as processes on loopback, with the real machine and the fake driver."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from protobuf import Oneof
+from pyqwest import Client, HTTPTransport
+
+from ironworks.gen.ironworks.assetmanagerd.v1 import asset_pb
+from ironworks.gen.ironworks.assetmanagerd.v1.asset_connect import AssetServiceClient
+from ironworks.gen.ironworks.common.v1 import common_pb
+from ironworks.gen.ironworks.metald.v1 import vm_pb
+from ironworks.gen.ironworks.metald.v1.vm_connect import VmServiceClient
+from ironworks.metald.purge import purge
+from ironworks.metald.settings import MetaldSettings
+from ironworks.model.units import MIB
+from ironworks.runtime.clock import SystemClock
+from ironworks.runtime.identity import ServiceSigner, ensure_service_keys
+from ironworks.runtime.rpc.client import Clients
+from ironworks.runtime.settings import tag_of
+from ironworks.testkit.metald.values import TENANT
+from ironworks.testkit.rooms import make_rootfs
+
+WORKLOAD_PORT = 8080
+READY_SECONDS = 60
+STOP_SECONDS = 15
+_CLOCK = SystemClock()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@dataclass(slots=True, kw_only=True)
+class Platform:
+    """assetmanagerd and metald as processes; the other services are down."""
+
+    settings: MetaldSettings
+    env: dict[str, str]
+    processes: dict[str, subprocess.Popen[bytes]] = field(
+        default_factory=dict[str, "subprocess.Popen[bytes]"]
+    )
+    rootfs_id: str = ""
+
+    def start(self, name: str) -> None:
+        log = (self.settings.data_dir / f"{name}.log").open("ab")
+        self.processes[name] = subprocess.Popen(
+            [sys.executable, "-m", f"ironworks.{name}"], env=self.env, stderr=log
+        )
+        log.close()
+
+    def stop(self, name: str, number: signal.Signals = signal.SIGTERM) -> int:
+        process = self.processes.pop(name)
+        process.send_signal(number)
+        return process.wait(STOP_SECONDS)
+
+    async def ready(self, name: str) -> None:
+        client = Client(HTTPTransport(proxy=()))
+        async with asyncio.timeout(READY_SECONDS):
+            while True:
+                assert self.processes[name].poll() is None, self.log(name)
+                try:
+                    answer = await client.execute("GET", f"{self.settings.url_of(name)}/readyz")
+                except OSError:
+                    await _CLOCK.sleep(0.05)
+                    continue
+                if answer.status == 200:
+                    return
+                await _CLOCK.sleep(0.05)
+
+    def log(self, name: str) -> str:
+        return (self.settings.data_dir / f"{name}.log").read_text()[-3000:]
+
+    def clients(self, service: str) -> Clients:
+        settings = self.settings
+        signer = ServiceSigner.load(
+            settings.data_dir, service, settings.trust_domain, _CLOCK
+        )
+        return Clients(settings=settings, signer=signer)
+
+    def vms(self, tenant_id: str | None = TENANT, service: str = "gatewayd") -> VmServiceClient:
+        return self.clients(service).of(VmServiceClient, "metald", tenant_id=tenant_id)
+
+    def assets(self) -> AssetServiceClient:
+        clients = self.clients("builderd")
+        return clients.of(AssetServiceClient, "assetmanagerd", tenant_id=TENANT)
+
+    def left(self) -> dict[str, list[str]]:
+        """What carries this platform's tag on the machine."""
+        tag = tag_of(self.settings.data_dir)
+        found = {
+            "netns": [path.name for path in Path("/run/netns").glob(f"iw-{tag}-*")],
+            "links": [name for _, name in socket.if_nameindex() if name.startswith(f"iw{tag}")],
+            "cgroups": [str(path) for path in Path("/sys/fs/cgroup").rglob(f"ironworks/{tag}")],
+            "jails": [path.name for path in self.settings.jails_dir.glob("*")],
+        }
+        return {name: what for name, what in found.items() if what}
+
+
+
+@contextmanager
+def started_platform(directory: Path, **env: str) -> Iterator[Platform]:
+    """Both services, started and not waited for; ended, with all that they made, at the end.
+
+    Args:
+        directory: Data directory, of the test.
+        env: Further variables of the services' environment.
+    """
+    ensure_service_keys(directory)
+    urls = {
+        f"{name}_url": f"http://127.0.0.1:{free_port()}"
+        for name in ("gatewayd", "metald", "billaged", "assetmanagerd")
+    }
+    env |= {f"IRONWORKS_{name.upper()}": url for name, url in urls.items()}
+    env |= {"IRONWORKS_DATA_DIR": str(directory), "IRONWORKS_DRIVER": "fake"}
+    platform = Platform(
+        settings=MetaldSettings(data_dir=directory, **urls),  # pyright: ignore[reportArgumentType] - by name
+        env={**os.environ, **env},
+    )
+    with ExitStack() as undo:
+        undo.callback(lambda: asyncio.run(purge(platform.settings)))
+        undo.callback(lambda: [platform.stop(name) for name in list(platform.processes)])
+        platform.start("assetmanagerd")
+        platform.start("metald")
+        yield platform
+
+
+def spec(platform: Platform, **changes: object) -> vm_pb.VmSpec:
+    base: dict[str, object] = {
+        "name": "web",
+        "vcpus": 1,
+        "memory_bytes": 64 * MIB,
+        "assets": vm_pb.VmAssets(rootfs_asset_id=platform.rootfs_id),
+        "readiness": vm_pb.ReadinessCheck(probe=Oneof("tcp_port", 8080)),
+    }
+    return vm_pb.VmSpec(**{**base, **changes})  # pyright: ignore[reportArgumentType] - by name
+
+
+async def running(platform: Platform, key: str = "") -> vm_pb.Vm:
+    vms = platform.vms()
+    request = vm_pb.CreateVmRequest(spec=spec(platform), idempotency_key=key)
+    return await vms.boot_vm(vm_pb.BootVmRequest(vm_id=(await vms.create_vm(request)).id))
+
+
+async def page(vm: vm_pb.Vm) -> bytes:
+    assert vm.network is not None
+    reader, writer = await asyncio.open_connection(vm.network.fabric_address, 8080)
+    try:
+        writer.write(b"GET / HTTP/1.0\r\n\r\n")
+        return await reader.read()
+    finally:
+        writer.close()
