@@ -142,6 +142,7 @@ def test_every_mutation_takes_an_idempotency_key() -> None:
     reads += ("Preview", "Export", "Evaluate", "WhoAmI")
     keyed_otherwise = {
         "ironworks.aggregatord.v1.BatchService/SubmitBatch": "the batch's id is its key",
+        "ironworks.aggregatord.v1.BatchService/ReportLive": "the last one replaces all",
         "ironworks.assetmanagerd.v1.AssetService/UploadAsset": "the key is in the first message",
         "ironworks.builderd.v1.BuildService/UploadImage": "the key is in the first message",
         "ironworks.gatewayd.v1.HostDirectoryService/Heartbeat": "the last one replaces all",

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from typing import Any, TypeAlias
 
 from connectrpc.request import RequestContext
 
-from ironworks.aggregatord import store
-from ironworks.aggregatord.app import MINUTE_NS, Usage
+from ironworks.aggregatord import export, quarantine_store, store
+from ironworks.aggregatord.app import MAX_EXPORT_ROWS, MINUTE_NS, Usage
+from ironworks.aggregatord.export import unit_of
 from ironworks.aggregatord.ingest import Ingest
+from ironworks.aggregatord.live import Live, LiveSample
+from ironworks.aggregatord.quarantine import Quarantine
+from ironworks.aggregatord.quarantine_store import Decision, RowMapping
 from ironworks.aggregatord.types import (
     DAY_NS,
+    FIVE_MINUTES_NS,
     HOUR_NS,
+    READINGS,
     UNITS,
     Interval,
     InvoiceDraft,
@@ -20,6 +28,7 @@ from ironworks.aggregatord.types import (
     UsageFilter,
     UsageRow,
     VmCompleteness,
+    VmEpoch,
 )
 from ironworks.gen.ironworks.aggregatord.v1 import batch_pb, invoice_pb
 from ironworks.gen.ironworks.aggregatord.v1 import usage_pb as pb
@@ -30,6 +39,7 @@ from ironworks.gen.ironworks.billaged.v1 import samples_pb
 from ironworks.gen.ironworks.common.v1 import common_pb
 from ironworks.model.errors import InvalidRequest, NotFound, PermissionDenied
 from ironworks.model.pages import encode_token, read_page
+from ironworks.runtime.clock import Clock
 from ironworks.runtime.identity import current_caller
 from ironworks.storage.sql import Database
 
@@ -39,6 +49,7 @@ _STEPS = {
     pb.Step.MINUTE: MINUTE_NS,
     pb.Step.HOUR: HOUR_NS,
     pb.Step.DAY: DAY_NS,
+    pb.Step.FIVE_MINUTES: FIVE_MINUTES_NS,
 }
 
 
@@ -83,7 +94,7 @@ def _row(row: UsageRow) -> pb.UsageRow:
         vm_id=row.vm_id,
         meter=row.meter,
         quantity=str(row.quantity),
-        unit=UNITS[row.meter],
+        unit=unit_of(row.meter),
     )
 
 
@@ -109,24 +120,67 @@ def _gap_counts(vms: Sequence[VmCompleteness]) -> list[pb.GapCount]:
     ]
 
 
+def _quarantined(row: RowMapping) -> batch_pb.QuarantinedWindow:
+    return batch_pb.QuarantinedWindow(
+        window_id=row["window_id"],
+        batch_id=row["batch_id"],
+        vm_id=row["vm_id"],
+        tenant_id=row["tenant_id"],
+        reason=batch_pb.QuarantineReason(row["reason"]),
+        detail=row["detail"],
+        received_at_ns=row["received_at_ns"],
+        state=batch_pb.QuarantineState(row["state"]),
+        content_sha256=bytes.fromhex(row["content_sha256"]),
+        note=row["note"],
+        resolved_by=row["resolved_by"],
+        resolved_at_ns=row["resolved_at_ns"],
+    )
+
+
+def _live_sample(vm: batch_pb.LiveVm) -> LiveSample:
+    return LiveSample(
+        tenant_id=vm.tenant_id,
+        deployment_id=vm.deployment_id,
+        key=VmEpoch(vm.vm_id, vm.boot_epoch),
+        vcpus=vm.vcpus,
+        memory_limit_bytes=vm.memory_limit_bytes,
+        disk_limit_bytes=vm.disk_limit_bytes,
+        at_ns=vm.at_ns,
+        readings={name: getattr(vm, name) for name in READINGS if vm.has_field(name)},
+    )
+
+
 class BatchHandlers(BatchService):
     """Handlers of `ironworks.aggregatord.v1.BatchService`."""
 
-    def __init__(self, ingest: Ingest, database: Database) -> None:
+    def __init__(
+        self,
+        *,
+        ingest: Ingest,
+        quarantine: Quarantine,
+        live: Live,
+        database: Database,
+        clock: Clock,
+    ) -> None:
         self._ingest = ingest
+        self._quarantine = quarantine
+        self._live = live
         self._database = database
+        self._clock = clock
 
     async def submit_batch(
         self, request: batch_pb.SubmitBatchRequest, ctx: Context, /
     ) -> batch_pb.SubmitBatchResponse:
         """Store a batch."""
         del ctx
+        await self._ingest.check_host(current_caller(), request.host_id)
         outcome = await self._ingest.submit(request)
         kinds = batch_pb.BatchOutcome
         return batch_pb.SubmitBatchResponse(
             outcome=kinds.DUPLICATE if outcome.duplicate else kinds.ACCEPTED,
             windows_accepted=len(outcome.accepted),
             windows_duplicate=outcome.windows_duplicate,
+            windows_late=outcome.windows_late,
             quarantined=[
                 batch_pb.QuarantinedWindow(
                     window_id=one.window.window_id,
@@ -156,7 +210,33 @@ class BatchHandlers(BatchService):
             windows_accepted=batch.windows_accepted,
             windows_quarantined=batch.windows_quarantined,
             samples_accepted=batch.samples_accepted,
+            windows_late=batch.windows_late,
         )
+
+    async def report_live(
+        self, request: batch_pb.ReportLiveRequest, ctx: Context, /
+    ) -> batch_pb.ReportLiveResponse:
+        """Where a host's counters stand."""
+        del ctx
+        await self._ingest.check_host(current_caller(), request.host_id)
+        next_ms = self._live.report([_live_sample(one) for one in request.vms])
+        return batch_pb.ReportLiveResponse(next_after_ms=next_ms)
+
+    async def resolve_quarantined_window(
+        self, request: batch_pb.ResolveQuarantinedWindowRequest, ctx: Context, /
+    ) -> batch_pb.QuarantinedWindow:
+        """Release or reject a window."""
+        del ctx
+        decision = Decision(
+            idempotency_key=request.idempotency_key,
+            window_id=request.window_id,
+            content_sha256=request.content_sha256,
+            state=request.state,
+            note=request.note.strip(),
+            decided_by=current_caller().subject,
+            decided_at_ns=self._clock.now_ns(),
+        )
+        return _quarantined(await self._quarantine.resolve(decision))
 
     async def list_quarantined_windows(
         self, request: batch_pb.ListQuarantinedWindowsRequest, ctx: Context, /
@@ -166,27 +246,14 @@ class BatchHandlers(BatchService):
         asked = request.page or common_pb.PageRequest()
         filters = (request.tenant_id, request.vm_id, int(request.state))
         page = read_page(asked.page_size, asked.page_token, filters)
-        rows = await self._database.read(lambda c: store.quarantined(c, *filters, page))
+        rows = await self._database.read(lambda c: quarantine_store.quarantined(c, *filters, page))
         token = ""
         if len(rows) > page.size:
             last = rows[page.size - 1]
             after = (last["received_at_ns"], last["window_id"], last["content_sha256"])
             token = encode_token(after, filters)
         return batch_pb.ListQuarantinedWindowsResponse(
-            windows=[
-                batch_pb.QuarantinedWindow(
-                    window_id=row["window_id"],
-                    batch_id=row["batch_id"],
-                    vm_id=row["vm_id"],
-                    tenant_id=row["tenant_id"],
-                    reason=batch_pb.QuarantineReason(row["reason"]),
-                    detail=row["detail"],
-                    received_at_ns=row["received_at_ns"],
-                    state=batch_pb.QuarantineState(row["state"]),
-                    content_sha256=bytes.fromhex(row["content_sha256"]),
-                )
-                for row in rows[: page.size]
-            ],
+            windows=[_quarantined(row) for row in rows[: page.size]],
             page=common_pb.PageInfo(next_page_token=token),
         )
 
@@ -194,8 +261,9 @@ class BatchHandlers(BatchService):
 class UsageHandlers(UsageService):
     """Handlers of `ironworks.aggregatord.v1.UsageService`."""
 
-    def __init__(self, usage: Usage) -> None:
+    def __init__(self, usage: Usage, live: Live) -> None:
         self._usage = usage
+        self._live = live
 
     async def get_usage(self, request: pb.GetUsageRequest, ctx: Context, /) -> pb.GetUsageResponse:
         """Quantities."""
@@ -262,6 +330,72 @@ class UsageHandlers(UsageService):
                     interval=pb.Interval(from_ns=gap.start_at_ns, to_ns=gap.end_at_ns),
                 )
                 for gap in gaps[: page.size]
+            ],
+            page=common_pb.PageInfo(next_page_token=token),
+        )
+
+    async def stream_usage(
+        self, request: pb.StreamUsageRequest, ctx: Context, /
+    ) -> AsyncIterator[pb.StreamUsageResponse]:
+        """Usage as it comes in."""
+        del ctx
+        chosen = _filter(request.filter)
+        meters = request.filter.meters if request.filter else ()
+        async with aclosing(self._live.subscribe(chosen, meters)) as news:
+            async for rows in news:
+                yield pb.StreamUsageResponse(rows=[_row(row) for row in rows])
+
+    async def export_usage(
+        self, request: pb.ExportUsageRequest, ctx: Context, /
+    ) -> AsyncIterator[pb.ExportUsageResponse]:
+        """Usage as a file."""
+        del ctx
+        if request.format not in {pb.ExportFormat.CSV, pb.ExportFormat.PARQUET}:
+            raise InvalidRequest("The format of the file is CSV or PARQUET.")
+        rows = await self._usage.usage(
+            _filter(request.filter),
+            _interval(request.interval),
+            step_ns=_STEPS[request.step],
+            by_vm=request.by_vm,
+            meters=request.filter.meters if request.filter else (),
+            limit=MAX_EXPORT_ROWS,
+        )
+        file = export.chunks(rows, request.format)
+        while chunk := await asyncio.to_thread(next, file, b""):
+            yield pb.ExportUsageResponse(chunk=chunk)
+
+    async def list_adjustments(
+        self, request: pb.ListAdjustmentsRequest, ctx: Context, /
+    ) -> pb.ListAdjustmentsResponse:
+        """What came after its day was settled."""
+        del ctx
+        chosen, interval = _filter(request.filter), _interval(request.interval)
+        asked = request.page or common_pb.PageRequest()
+        filters = (chosen, interval)
+        page = read_page(asked.page_size, asked.page_token, filters)
+        after = (-1, "", 0, 0)
+        if page.after:
+            day_ns, vm_id, epoch, meter = page.after
+            after = (int(day_ns), str(vm_id), int(epoch), int(meter))
+        found = await self._usage.adjustments(chosen, interval, page.size, after)
+        token = ""
+        if len(found) > page.size:
+            last = found[page.size - 1]
+            token = encode_token((last.day_ns, *last.key, int(last.meter)), filters)
+        return pb.ListAdjustmentsResponse(
+            adjustments=[
+                pb.Adjustment(
+                    interval=pb.Interval(from_ns=one.day_ns, to_ns=one.day_ns + DAY_NS),
+                    tenant_id=one.tenant_id,
+                    vm_id=one.key.vm_id,
+                    boot_epoch=one.key.boot_epoch,
+                    meter=one.meter,
+                    settled_quantity=str(one.settled),
+                    adjustment=str(one.adjustment),
+                    unit=UNITS[one.meter],
+                    adjusted_at_ns=one.adjusted_at_ns,
+                )
+                for one in found[: page.size]
             ],
             page=common_pb.PageInfo(next_page_token=token),
         )

@@ -8,26 +8,24 @@ from importlib import resources
 
 from sqlalchemy import Connection
 
-from ironworks.aggregatord import decide, metering, price_store, rating, store
+from ironworks.aggregatord import adjustment_store, decide, price_store, rating, store
 from ironworks.aggregatord.rollup import Rollup
 from ironworks.aggregatord.store import EpochCounts
 from ironworks.aggregatord.types import (
     DAY_NS,
+    FIVE_MINUTES_NS,
     HOUR_NS,
     UNITS,
+    Adjustment,
     AggregatordSettings,
-    Baseline,
     Charge,
     Interval,
     InvoiceDraft,
     PriceVersion,
-    Quantities,
     StoredGap,
-    Summary,
     UsageFilter,
     UsageRow,
     VmCompleteness,
-    VmEpoch,
 )
 from ironworks.aggregatord.warehouse import Warehouse
 from ironworks.gen.ironworks.aggregatord.v1.usage_pb import Meter
@@ -38,6 +36,7 @@ from ironworks.runtime.clock import Clock
 from ironworks.storage.sql import Database
 
 MAX_ROWS = 10_000
+MAX_EXPORT_ROWS = 1_000_000
 MAX_VMS = 1_000
 MINUTE_NS = 60 * NS_PER_SECOND
 
@@ -93,6 +92,7 @@ class Usage:
         step_ns: int = 0,
         by_vm: bool = False,
         meters: Collection[Meter] = (),
+        limit: int = MAX_ROWS,
     ) -> list[UsageRow]:
         """Quantities in an interval, in steps of `step_ns` (0: in one piece); zeros left out.
 
@@ -101,66 +101,79 @@ class Usage:
             FailedPrecondition: it reaches behind what is kept at this resolution.
         """
         _check(chosen, interval, step_ns)
-        if meters and not set(meters) <= set(UNITS):
+        if not set(meters) <= {*UNITS, Meter.NETWORK_OUT_P95}:
             raise InvalidRequest("One of the meters is not counted by this version.")
-        if interval.aligned_to(DAY_NS) and step_ns in {0, DAY_NS}:
-            table, days = "daily_usage", self._settings.usage_daily_days
-        elif interval.aligned_to(HOUR_NS) and step_ns in {0, HOUR_NS}:
-            table, days = "hourly_usage", self._settings.usage_hourly_days
-        else:
-            table, days = "", self._settings.usage_hourly_days
+        table, days = self._resolution(interval, step_ns)
         if interval.from_ns < self._clock.now_ns() - (days + 1) * NS_PER_DAY:
             raise FailedPrecondition(
                 f"At this resolution usage is kept for {days} days.",
                 hint="Ask for whole UTC days, or for a later interval.",
             )
-        if table:
-            await self._rollup.catch_up()
-            rows = await self._warehouse.usage(
-                table, chosen, interval, by_vm=by_vm, step_ns=step_ns
-            )
-        else:
-            rows = await self._from_windows(chosen, interval, step_ns, by_vm=by_vm)
+        rows: list[UsageRow] = []
+        if not meters or set(meters) - {Meter.NETWORK_OUT_P95}:
+            rows = await self._counted(chosen, interval, table, step_ns, by_vm=by_vm)
         rows = [row for row in rows if row.quantity and (not meters or row.meter in meters)]
-        if len(rows) > MAX_ROWS:
+        if Meter.NETWORK_OUT_P95 in meters:
+            rows += await self._bursts(chosen, interval, step_ns, by_vm=by_vm)
+        if len(rows) > limit:
             raise InvalidRequest(
-                f"The answer would have more than {MAX_ROWS} rows.",
+                f"The answer would have more than {limit:,} rows.",
                 hint="Ask for a shorter interval, longer steps, or without VMs.",
             )
-        return rows
+        return sorted(rows, key=lambda row: (row.from_ns, row.vm_id, row.meter))
 
-    async def _from_windows(
+    def _resolution(self, interval: Interval, step_ns: int) -> tuple[str, int]:
+        """The table that answers, none for windows themselves, and for how many days it is kept."""
+        if interval.aligned_to(DAY_NS) and step_ns in {0, DAY_NS}:
+            return "daily_usage", self._settings.usage_daily_days
+        if interval.aligned_to(HOUR_NS) and step_ns in {0, HOUR_NS}:
+            return "hourly_usage", self._settings.usage_hourly_days
+        return "", self._settings.usage_hourly_days
+
+    async def _counted(
+        self, chosen: UsageFilter, interval: Interval, table: str, step_ns: int, *, by_vm: bool
+    ) -> list[UsageRow]:
+        if not table:
+            # Exact to the window, for intervals that are not of whole hours.
+            return await self._warehouse.usage_of_windows(
+                chosen, interval, by_vm=by_vm, step_ns=step_ns
+            )
+        await self._rollup.catch_up()
+        return await self._warehouse.usage(table, chosen, interval, by_vm=by_vm, step_ns=step_ns)
+
+    async def _bursts(
         self, chosen: UsageFilter, interval: Interval, step_ns: int, *, by_vm: bool
     ) -> list[UsageRow]:
-        """From summaries: exact to the window, for intervals that are not of whole hours."""
-        epochs: dict[VmEpoch, list[Summary]] = {}
-        for summary in await self._warehouse.summaries_in(chosen, interval):
-            epochs.setdefault(summary.key, []).append(summary)
-        around = await self._warehouse.around(
-            {
-                key: (min(one.first_seq for one in found), max(one.last_seq for one in found))
-                for key, found in epochs.items()
-            }
-        )
-        totals: dict[tuple[int, str], Quantities] = {}
-        for key, found in epochs.items():
-            before, _ = around.get(key, (Baseline(), {}))
-            for summary, quantities in metering.usage_of(found, before):
-                start_ns = summary.start_at_ns // step_ns * step_ns if step_ns else interval.from_ns
-                place = (start_ns, key.vm_id if by_vm else "")
-                metering.add(totals.setdefault(place, {}), quantities)
-        return [
-            UsageRow(
-                from_ns=start_ns,
-                to_ns=start_ns + step_ns if step_ns else interval.to_ns,
-                tenant_id=chosen.tenant_id,
-                vm_id=vm_id,
-                meter=meter,
-                quantity=quantity,
+        """95th percentiles of the five-minute rates, of the whole or of each day."""
+        if step_ns not in {0, DAY_NS}:
+            raise InvalidRequest("A 95th percentile is of a whole interval, or of days.")
+        oldest_ns = self._clock.now_ns() - (self._settings.usage_hourly_days + 1) * NS_PER_DAY
+        if interval.from_ns < oldest_ns:
+            raise FailedPrecondition(
+                f"Five-minute rates are kept for {self._settings.usage_hourly_days} days."
             )
-            for (start_ns, vm_id), quantities in sorted(totals.items())
-            for meter, quantity in sorted(quantities.items())
-        ]
+        await self._rollup.catch_up()
+        rates = await self._warehouse.rates(chosen, interval, by_vm=by_vm)
+        length_ns = step_ns or interval.to_ns - interval.from_ns
+        found: list[UsageRow] = []
+        for from_ns in range(interval.from_ns, interval.to_ns, length_ns):
+            past_ns = min(from_ns + length_ns, self._clock.now_ns())
+            count = max(0, _fives(past_ns) - _fives(from_ns))
+            for vm_id, sent in rates.items():
+                inside = [n for at, n in sent.items() if from_ns <= at < from_ns + length_ns]
+                burst = decide.percentile_95(inside, max(count, len(inside)))
+                if burst:
+                    found.append(
+                        UsageRow(
+                            from_ns=from_ns,
+                            to_ns=from_ns + length_ns,
+                            tenant_id=chosen.tenant_id,
+                            vm_id=vm_id,
+                            meter=Meter.NETWORK_OUT_P95,
+                            quantity=burst * 8 * NS_PER_SECOND // FIVE_MINUTES_NS,
+                        )
+                    )
+        return found
 
     # ── completeness ───────────────────────────────────────────────────────────────────────────
 
@@ -200,6 +213,20 @@ class Usage:
         _check(chosen, interval, 0)
         return await self._warehouse.gaps(chosen, interval, limit + 1, after)
 
+    async def adjustments(
+        self,
+        chosen: UsageFilter,
+        interval: Interval,
+        limit: int,
+        after: tuple[int, str, int, int],
+    ) -> list[Adjustment]:
+        """One page of adjustments and one more, by day, VM, epoch and meter."""
+        _check(chosen, interval, 0)
+        await self._rollup.catch_up()
+        return await self._database.read(
+            lambda c: adjustment_store.adjustments(c, chosen, interval, limit + 1, after)
+        )
+
     # ── invoices ───────────────────────────────────────────────────────────────────────────────
 
     async def preview(
@@ -230,6 +257,11 @@ class Usage:
             completeness=tuple(await self.completeness(chosen, interval)),
             computed_at_ns=self._clock.now_ns(),
         )
+
+
+def _fives(at_ns: int) -> int:
+    """How many five minutes have begun before a time."""
+    return -(-at_ns // FIVE_MINUTES_NS)
 
 
 def _check(chosen: UsageFilter, interval: Interval, step_ns: int) -> None:

@@ -12,6 +12,8 @@ from ironworks.aggregatord.types import (
     CUMULATIVE,
     READINGS,
     TICK_US,
+    Growth,
+    StoredWindow,
     Summary,
     UsageRecord,
     VmEpoch,
@@ -19,7 +21,7 @@ from ironworks.aggregatord.types import (
 )
 from ironworks.gen.ironworks.aggregatord.v1.usage_pb import Meter
 from ironworks.model.units import NS_PER_US
-from ironworks.storage.clickhouse import Column
+from ironworks.storage.native import Column, Runs
 
 EDGES = [f"{edge}_{name}" for name in CUMULATIVE for edge in ("first", "last")]
 SUMMARY_NUMBERS = (
@@ -28,6 +30,7 @@ SUMMARY_NUMBERS = (
     "memory_byte_us",
 )  # fmt: skip
 SUMMARY_OPTIONAL = ("memory_first_us", "memory_last_us", "memory_last_bytes", *EDGES)
+GROWTH_NUMBERS = ("elapsed_us", "held_byte_us", *(f"grown_{name}" for name in CUMULATIVE))
 SUMMARY_TEXTS = ("tenant_id", "vm_id", "deployment_id", "window_id")
 
 
@@ -50,10 +53,7 @@ def sample_columns(windows: Sequence[Window]) -> list[Column]:
     counts = [len(window) for window in windows]
 
     def text(name: str, values: Sequence[str]) -> Column:
-        out: list[str] = []
-        for value, count in zip(values, counts, strict=True):
-            out += [value] * count
-        return texts(name, out)
+        return Column(name=name, kind="String", values=Runs(values=values, counts=counts))
 
     def each(kind: str, name: str, values: Sequence[int]) -> Column:
         return Column(name=name, kind=kind, values=np.repeat(np.array(values), counts))
@@ -73,9 +73,13 @@ def sample_columns(windows: Sequence[Window]) -> list[Column]:
     ]
 
 
-def summary_columns(summaries: Sequence[Summary]) -> list[Column]:
-    """Summaries, one row a window."""
-    rows = [_summary_values(one) for one in summaries]
+def window_columns(windows: Sequence[StoredWindow]) -> list[Column]:
+    """Summaries with what they add to usage, one row a window."""
+    rows = [_summary_values(one.summary) for one in windows]
+    added = [
+        (one.growth.elapsed_us, one.growth.held_byte_us, *one.growth.grown.values())
+        for one in windows
+    ]
     return [
         *[texts(name, [str(row[name]) for row in rows]) for name in SUMMARY_TEXTS],
         *[
@@ -86,6 +90,11 @@ def summary_columns(summaries: Sequence[Summary]) -> list[Column]:
             Column(name=name, kind="Nullable(Int64)", values=[row[name] for row in rows])
             for name in SUMMARY_OPTIONAL
         ],
+        *[
+            numbers("Int64", name, [row[index] for row in added])
+            for index, name in enumerate(GROWTH_NUMBERS)
+        ],
+        numbers("UInt64", "version", [one.version for one in windows]),
     ]
 
 
@@ -101,12 +110,26 @@ def _summary_values(one: Summary) -> dict[str, Any]:
     return values
 
 
-SUMMARY_NAMES = (*SUMMARY_TEXTS, *SUMMARY_NUMBERS, *SUMMARY_OPTIONAL)
+WINDOW_NAMES = (*SUMMARY_TEXTS, *SUMMARY_NUMBERS, *SUMMARY_OPTIONAL, *GROWTH_NUMBERS, "version")
 
 
-def summary_of(row: Sequence[Any]) -> Summary:
-    """A summary from a row of `SUMMARY_NAMES`."""
-    values: Mapping[str, Any] = dict(zip(SUMMARY_NAMES, row, strict=True))
+def window_of(row: Sequence[Any]) -> StoredWindow:
+    """A window from a row of `WINDOW_NAMES`."""
+    values: dict[str, Any] = dict(zip(WINDOW_NAMES, row, strict=True))
+    version = values.pop("version")
+    elapsed_us, held_byte_us, *grown = [values.pop(name) for name in GROWTH_NUMBERS]
+    return StoredWindow(
+        summary=_summary_of(values),
+        growth=Growth(
+            elapsed_us=elapsed_us,
+            held_byte_us=held_byte_us,
+            grown=dict(zip(CUMULATIVE, grown, strict=True)),
+        ),
+        version=version,
+    )
+
+
+def _summary_of(values: Mapping[str, Any]) -> Summary:
     plain = {
         name: value
         for name, value in values.items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from ironworks.aggregatord.types import DAY_NS, Interval, PriceVersion
+from ironworks.aggregatord.types import DAY_NS, HOUR_NS, Interval, PriceVersion
 from ironworks.gen.ironworks.billaged.v1.samples_pb import GapReason
 
 
@@ -51,6 +51,23 @@ def price_timeline(
 def day_of(at_ns: int) -> int:
     """Beginning of the UTC day, nanoseconds."""
     return at_ns // DAY_NS * DAY_NS
+
+
+def is_settled(at_ns: int, now_ns: int, grace_hours: int) -> bool:
+    """Whether the UTC day of a time is settled: what comes for it now is an adjustment."""
+    return day_of(at_ns) + DAY_NS + grace_hours * HOUR_NS <= now_ns
+
+
+def percentile_95(values: Sequence[int], count: int) -> int:
+    """Of `count` values the one below which 95% lie; those that are not given are 0.
+
+    The smallest value that at least 95% do not exceed (nearest rank), as billing by bursts has it.
+    """
+    if not count:
+        return 0
+    rank = -(-95 * count // 100)
+    idle = count - len(values)
+    return 0 if rank <= idle else sorted(values)[rank - idle - 1]
 
 
 def explain_missing(missing: int, quarantined: int, declared: Mapping[int, int]) -> dict[int, int]:

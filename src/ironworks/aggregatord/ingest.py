@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import structlog
+from sqlalchemy import Connection
 
-from ironworks.aggregatord import decode, metering, store, validate
-from ironworks.aggregatord.store import AcceptedWindow, LedgerBatch, RefusedWindow
-from ironworks.aggregatord.types import (
-    AggregatordSettings,
-    Baseline,
-    Finding,
-    Summary,
-    VmEpoch,
-    Window,
-)
+from ironworks.aggregatord import decide, decode, metering, quarantine_store, store, validate
+from ironworks.aggregatord.judging import Candidate, Judge, Judgement
+from ironworks.aggregatord.quarantine_store import Decision, RefusedWindow
+from ironworks.aggregatord.store import AcceptedWindow, LedgerBatch
+from ironworks.aggregatord.types import AggregatordSettings, Finding, Summary, Window
 from ironworks.aggregatord.warehouse import Refused, Warehouse
 from ironworks.gen.ironworks.aggregatord.v1 import batch_pb as pb
-from ironworks.model.errors import AlreadyExists
+from ironworks.model.errors import AlreadyExists, FailedPrecondition, PermissionDenied
 from ironworks.runtime.clock import Clock
+from ironworks.runtime.identity import Caller
 from ironworks.storage.sql import Database
 
 _log = structlog.stdlib.get_logger()
+_RESERVED_DAYS = 1
+"""A window that is nearly as old as hours are kept could not be added up any more."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -35,7 +34,18 @@ class Outcome:
     duplicate: bool = False
     accepted: list[AcceptedWindow] = field(default_factory=list[AcceptedWindow])
     windows_duplicate: int = 0
+    windows_late: int = 0
     refused: list[Refused] = field(default_factory=list[Refused])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Content:
+    """A batch, decoded: position → window with its summary, or why it is not true."""
+
+    payload: pb.BatchPayload
+    windows: dict[int, Window]
+    summaries: dict[int, Summary]
+    findings: dict[int, Finding]
 
 
 class Ingest:
@@ -53,9 +63,38 @@ class Ingest:
         self._warehouse = warehouse
         self._clock = clock
         self._settings = settings
+        self._judge_of = Judge(database, warehouse)
         self._turn = asyncio.Lock()
         self.samples_accepted = 0
         self.windows_quarantined = 0
+        self.on_accepted: Callable[[Sequence[AcceptedWindow]], None] = _nothing
+        """Called with windows that have just been stored."""
+
+    # ── whose batch ────────────────────────────────────────────────────────────────────────────
+
+    async def check_host(self, caller: Caller, host_id: str) -> None:
+        """Refuse a caller that is not the billaged of this host.
+
+        A credential that is bound to a host ships for that one. The one of this machine's own
+        billaged is bound to the first host that it ships for, or to the one in the settings.
+
+        Raises:
+            PermissionDenied: it is another host's.
+        """
+        bound = caller.host_id or self._settings.usage_host_id
+        if not bound:
+            bound = await self._database.read(lambda c: store.host_of(c, caller.subject))
+            if bound is None:
+                await self._database.write(lambda c: store.bind_host(c, caller.subject, host_id))
+                return
+        if bound != host_id:
+            _log.error("batch_of_another_host", caller_host_id=bound, host_id=host_id[:64])
+            raise PermissionDenied(
+                f"This is a batch of host {host_id[:64]}, and the caller ships for {bound}.",
+                hint="Set usage_host_id if this machine's host has got another id.",
+            )
+
+    # ── batches ────────────────────────────────────────────────────────────────────────────────
 
     async def submit(self, request: pb.SubmitBatchRequest) -> Outcome:
         """Store a batch; everything is durable when this returns.
@@ -65,16 +104,16 @@ class Ingest:
             AlreadyExists: its id is known with other content.
             Unavailable: a store is.
         """
-        payload = await asyncio.to_thread(decode.payload_of, request)
+        content = await asyncio.to_thread(self._decode, request)
         # One batch at a time: a window is judged by those that are stored before it.
         async with self._turn:
             known = await self._database.read(lambda c: store.get_batch(c, request.batch_id))
             if known is not None and known.content_sha256 == request.content_sha256:
                 return Outcome(duplicate=True)
             if known is not None:
-                await self._refuse_conflict(request, payload)
-            outcome = await self._judge(request, payload)
-            await self._store(request, payload, outcome)
+                await self._refuse_conflict(request, content.payload)
+            outcome, judgement = await self._judge(request, content)
+            await self._store(request, content.payload, outcome, judgement)
         for one in outcome.refused:
             _log.error(
                 "window_quarantined",
@@ -85,7 +124,29 @@ class Ingest:
             )
         self.windows_quarantined += len(outcome.refused)
         self.samples_accepted += sum(len(one.window) for one in outcome.accepted)
+        self.on_accepted(outcome.accepted)
         return outcome
+
+    def _decode(self, request: pb.SubmitBatchRequest) -> _Content:
+        """Everything that a batch says by itself; off the event loop, in numpy."""
+        payload = decode.payload_of(request)
+        block, findings = decode.block_of(payload.windows)
+        positions = [index for index in range(len(payload.windows)) if index not in findings]
+        now_ns = self._clock.now_ns()
+        kept_days = self._settings.usage_hourly_days - _RESERVED_DAYS
+        suspicious = validate.suspicious(block, now_ns, kept_days).tolist()
+        for index, window, look in zip(positions, block.windows, suspicious, strict=True):
+            if look:
+                finding = validate.check_window(window, now_ns, kept_days)
+                if finding is not None:
+                    findings[index] = finding
+        summaries = metering.summarise_all(block)
+        return _Content(
+            payload=payload,
+            windows=dict(zip(positions, block.windows, strict=True)),
+            summaries=dict(zip(positions, summaries, strict=True)),
+            findings=findings,
+        )
 
     async def _refuse_conflict(
         self, request: pb.SubmitBatchRequest, payload: pb.BatchPayload
@@ -98,113 +159,66 @@ class Ingest:
         now_ns = self._clock.now_ns()
         await self._warehouse.put_quarantine(refused, now_ns)
         await self._database.write(
-            lambda c: store.put_refused(
+            lambda c: quarantine_store.put_refused(
                 c, [one.window for one in refused], request.batch_id, now_ns
             )
         )
+        self.windows_quarantined += len(refused)
         _log.error("batch_conflict", batch_id=request.batch_id, host_id=request.host_id)
         raise AlreadyExists(
             f"Batch {request.batch_id} is known with other content; this one is quarantined.",
             hint="An operator must look at both; see ListQuarantinedWindows.",
         )
 
-    async def _judge(self, request: pb.SubmitBatchRequest, payload: pb.BatchPayload) -> Outcome:
+    async def _judge(
+        self, request: pb.SubmitBatchRequest, content: _Content
+    ) -> tuple[Outcome, Judgement]:
         outcome = Outcome()
-        ids = [window.window_id for window in payload.windows]
-        known = await self._database.read(lambda c: store.known_windows(c, ids))
-        readable: list[tuple[pb.Window, Window]] = []
-        seen: set[str] = set()
-        for raw in payload.windows:
-            window = decode.window_of(raw)
-            finding = window if isinstance(window, Finding) else None
-            if isinstance(window, Window):
-                if known.get(window.window_id) == window.content_sha256:
-                    outcome.windows_duplicate += 1
-                    continue
-                if window.window_id in known or window.window_id in seen:
-                    finding = Finding(
-                        reason=pb.QuarantineReason.CONFLICT,
-                        detail="The window's id is known with other content.",
-                    )
-                else:
-                    finding = validate.check_window(
-                        window, self._clock.now_ns(), self._settings.usage_raw_days
-                    )
-                    if finding is None:
-                        readable.append((raw, window))
-                seen.add(window.window_id)
-            if finding is not None:
-                decoded = window if isinstance(window, Window) else None
-                outcome.refused.append(_refused(request.batch_id, raw, finding, decoded))
-        await self._judge_beside_others(request.batch_id, readable, outcome)
-        return outcome
-
-    async def _judge_beside_others(
-        self, batch_id: str, readable: Sequence[tuple[pb.Window, Window]], outcome: Outcome
-    ) -> None:
-        """Windows of one epoch are judged one after the other, of different epochs together."""
-        queues: dict[VmEpoch, list[tuple[pb.Window, Window]]] = {}
-        for raw, window in sorted(readable, key=lambda pair: pair[1].first_seq):
-            queues.setdefault(window.key, []).append((raw, window))
-        owners = await self._owners(queues)
-        local: dict[VmEpoch, Baseline] = {}
-        taken: dict[VmEpoch, int] = {}
-        while queues:
-            turn = [queue.pop(0) for queue in queues.values()]
-            queues = {key: queue for key, queue in queues.items() if queue}
-            around = await self._warehouse.around(
-                {window.key: (window.first_seq, window.last_seq) for _, window in turn}
-            )
-            free = await self._database.read(
-                lambda c, turn=turn: {
-                    window.window_id: store.free_in(
-                        c, window.key, window.first_seq, window.last_seq
-                    )
-                    for _, window in turn
-                }
-            )
-            for raw, window in turn:
-                summary = metering.summarise(window)
-                before, after = around.get(window.key, (Baseline(), {}))
-                if window.key in local:
-                    before = _merged(before, local[window.key])
-                interval_free = free[window.window_id]
-                if taken.get(window.key, -1) >= window.first_seq:
-                    interval_free = 0
-                finding = validate.check_neighbours(
-                    window,
-                    summary,
-                    validate.Neighbours(
-                        tenant_id=owners.get(window.key.vm_id, ""),
-                        before=before,
-                        after=after,
-                        interval_free=interval_free,
-                    ),
+        raws = content.payload.windows
+        known = await self._database.read(
+            lambda c: store.known_windows(c, [window.window_id for window in raws])
+        )
+        candidates: list[Candidate] = []
+        seen: dict[str, bytes] = {}
+        findings = dict(content.findings)
+        for index, window in content.windows.items():
+            before = known.get(window.window_id) or seen.get(window.window_id)
+            seen.setdefault(window.window_id, window.content_sha256)
+            if before == window.content_sha256:
+                findings.pop(index, None)
+                outcome.windows_duplicate += 1
+            elif before is not None:
+                findings[index] = Finding(
+                    reason=pb.QuarantineReason.CONFLICT,
+                    detail="The window's id is known with other content.",
                 )
-                if finding is not None:
-                    outcome.refused.append(_refused(batch_id, raw, finding, window))
-                    continue
-                owners.setdefault(window.key.vm_id, window.tenant_id)
-                local[window.key] = metering.after(before, summary)
-                taken[window.key] = window.last_seq
-                outcome.accepted.append(AcceptedWindow(window=window, summary=summary))
-
-    async def _owners(
-        self, queues: dict[VmEpoch, list[tuple[pb.Window, Window]]]
-    ) -> dict[str, str]:
-        vm_ids = sorted({key.vm_id for key in queues})
-        return await self._database.read(lambda c: store.tenants_of(c, vm_ids))
+            elif index not in findings:
+                summary = content.summaries[index]
+                candidates.append(Candidate(position=index, window=window, summary=summary))
+        judgement = await self._judge_of.judge(request.host_id, candidates)
+        findings |= {one.position: finding for one, finding in judgement.refused}
+        outcome.accepted = judgement.accepted
+        outcome.refused = [
+            _refused(request.batch_id, raws[index], finding, content.windows.get(index))
+            for index, finding in sorted(findings.items())
+        ]
+        now_ns, grace_hours = self._clock.now_ns(), self._settings.usage_grace_hours
+        outcome.windows_late = sum(
+            decide.is_settled(one.window.start_at_ns, now_ns, grace_hours)
+            for one in outcome.accepted
+        )
+        return outcome, judgement
 
     async def _store(
-        self, request: pb.SubmitBatchRequest, payload: pb.BatchPayload, outcome: Outcome
+        self,
+        request: pb.SubmitBatchRequest,
+        payload: pb.BatchPayload,
+        outcome: Outcome,
+        judgement: Judgement,
     ) -> None:
         """Data first, then the claim: a crash between leaves rows that the repeat replaces."""
         now_ns = self._clock.now_ns()
         windows = [one.window for one in outcome.accepted]
-        summaries: list[Summary] = [one.summary for one in outcome.accepted]
-        await self._warehouse.put_windows(windows, summaries)
-        await self._warehouse.put_events(payload.events)
-        await self._warehouse.put_quarantine(outcome.refused, now_ns)
         batch = LedgerBatch(
             batch_id=request.batch_id,
             host_id=request.host_id,
@@ -213,31 +227,56 @@ class Ingest:
             windows_accepted=len(windows),
             windows_quarantined=len(outcome.refused),
             samples_accepted=sum(len(window) for window in windows),
+            windows_late=outcome.windows_late,
         )
+        await self._warehouse.put_windows(windows, judgement.rows())
+        await self._warehouse.put_events(payload.events)
+        await self._warehouse.put_quarantine(outcome.refused, now_ns)
+        await self._warehouse.put_ledger(batch)
         refused = [one.window for one in outcome.refused]
-        await self._database.write(lambda c: store.put_batch(c, batch, outcome.accepted, refused))
+        await self._database.write(
+            lambda c: store.put_batch(c, batch, outcome.accepted, refused, judgement.changes)
+        )
+
+    # ── decisions ──────────────────────────────────────────────────────────────────────────────
+
+    async def release(
+        self, content: bytes, decision: Decision, batch_id: str, host_id: str
+    ) -> None:
+        """Store and bill a window that an operator has found to be true.
+
+        Raises:
+            FailedPrecondition: it cannot be read, or other windows have its samples.
+        """
+        window = decode.window_of(pb.Window.from_binary(content))
+        if isinstance(window, Finding):
+            raise FailedPrecondition(
+                f"The window cannot be read: {window.detail}", hint="It can only be rejected."
+            )
+        async with self._turn:
+            known = await self._database.read(lambda c: store.known_windows(c, [window.window_id]))
+            one = Candidate(position=0, window=window, summary=metering.summarise(window))
+            judgement = await self._judge_of.judge(host_id, [one], forced=True)
+            if known or judgement.refused:
+                raise FailedPrecondition(
+                    "Other windows have the samples of this one, or its VM is another tenant's.",
+                    hint="It can only be rejected.",
+                )
+            await self._warehouse.put_windows([window], judgement.rows())
+
+            def enter(connection: Connection) -> None:
+                store.put_windows(
+                    connection, batch_id, host_id, judgement.accepted, judgement.changes
+                )
+                quarantine_store.put_decision(connection, decision)
+
+            await self._database.write(enter)
+        self.samples_accepted += len(window)
+        self.on_accepted(judgement.accepted)
 
 
-def _merged(stored: Baseline, local: Baseline) -> Baseline:
-    """The later of two baselines of one epoch, counter by counter."""
-
-    def later(one: int | None, other: int | None) -> int | None:
-        if one is None or other is None:
-            return other if one is None else one
-        return max(one, other)
-
-    newer = local
-    if local.memory_last_us is None or (stored.memory_last_us or 0) > local.memory_last_us:
-        newer = stored
-    return Baseline(
-        last_us=later(stored.last_us, local.last_us),
-        memory_last_us=newer.memory_last_us,
-        memory_last_bytes=newer.memory_last_bytes,
-        last={
-            name: later(stored.last.get(name), local.last.get(name))
-            for name in {*stored.last, *local.last}
-        },
-    )
+def _nothing(_: Sequence[AcceptedWindow]) -> None:
+    """Until somebody listens."""
 
 
 def _refused(

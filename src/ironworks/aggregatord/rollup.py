@@ -1,8 +1,11 @@
-"""Hours, days and billing records, computed anew whenever something arrived for their time.
+"""Hours, five-minute rates, days and billing records, computed anew when something has arrived.
 
 Which hours are dirty stands in the ledger, in the transaction that accepted the window; an hour is
 clean only when its rows are stored. A crash at any line repeats work, and its rows are a newer
 version of the same.
+
+A day is settled when its grace period has ended. What changes it later is an adjustment: the ledger
+remembers the day as it was settled, before its rows are replaced.
 """
 
 from __future__ import annotations
@@ -10,33 +13,43 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from ironworks.aggregatord import decide, metering, price_store, rating, store
+from ironworks.aggregatord import adjustment_store, decide, price_store, rating, store
 from ironworks.aggregatord.store import DirtyHour
 from ironworks.aggregatord.types import (
     DAY_NS,
-    HOUR_NS,
-    Baseline,
+    UNITS,
+    AggregatordSettings,
     BillingRecord,
     Charge,
     Interval,
     PriceVersion,
-    Quantities,
-    Summary,
     UsageRecord,
     VmEpoch,
 )
 from ironworks.aggregatord.warehouse import Warehouse
+from ironworks.runtime.clock import Clock
 from ironworks.storage.sql import Database
 
-HOURS_AT_ONCE = 2_000
+HOURS_AT_ONCE = 5_000
+DAYS_AT_ONCE = 31
+"""ClickHouse takes rows of at most 100 partitions at once."""
 
 
 class Rollup:
     """Computes what is dirty."""
 
-    def __init__(self, *, database: Database, warehouse: Warehouse) -> None:
+    def __init__(
+        self,
+        *,
+        database: Database,
+        warehouse: Warehouse,
+        clock: Clock,
+        settings: AggregatordSettings,
+    ) -> None:
         self._database = database
         self._warehouse = warehouse
+        self._clock = clock
+        self._settings = settings
         self._turn = asyncio.Lock()
 
     async def catch_up(self) -> int:
@@ -52,63 +65,68 @@ class Rollup:
             dirty = await self._database.read(lambda c: store.dirty_hours(c, HOURS_AT_ONCE))
             if not dirty:
                 return 0
+            first_days = sorted({decide.day_of(one.hour_ns) for one in dirty})[:DAYS_AT_ONCE]
+            dirty = [one for one in dirty if decide.day_of(one.hour_ns) in first_days]
             version = await self._database.write(lambda c: store.next_number(c, "rollup"))
-            await self._hours(dirty, version)
-            days = sorted({(one.tenant_id, decide.day_of(one.hour_ns)) for one in dirty})
-            for tenant_id, day_ns in days:
-                vm_ids = sorted(
-                    {
-                        one.key.vm_id
-                        for one in dirty
-                        if one.tenant_id == tenant_id and decide.day_of(one.hour_ns) == day_ns
-                    }
-                )
-                await self._day(tenant_id, vm_ids, day_ns, version)
+            vm_ids = sorted({one.key.vm_id for one in dirty})
+            # All hours of all these VMs: one that was clean gets the same rows again.
+            hours_ns = sorted({one.hour_ns for one in dirty})
+            settled = await self._settle(dirty, first_days)
+            await self._warehouse.roll_hours(vm_ids, hours_ns, version)
+            await self._warehouse.roll_days(vm_ids, first_days, version)
+            days = await self._warehouse.days(vm_ids, first_days)
+            await self._put_billing(days, version)
+            if settled:
+                changed = [one for one in days if (one.key, one.start_ns) in settled]
+                now_ns = self._clock.now_ns()
+                await self._database.write(lambda c: adjustment_store.adjust(c, changed, now_ns))
             await self._database.write(lambda c: store.clean_hours(c, dirty))
             return len(dirty)
 
-    async def _hours(self, dirty: Sequence[DirtyHour], version: int) -> None:
-        wanted = {(one.key, one.hour_ns) for one in dirty}
-        by_hour: dict[int, dict[VmEpoch, list[Summary]]] = {}
-        for summary in await self._warehouse.summaries_of_hours(dirty):
-            hour_ns = summary.start_at_ns // HOUR_NS * HOUR_NS
-            if (summary.key, hour_ns) in wanted:
-                by_hour.setdefault(hour_ns, {}).setdefault(summary.key, []).append(summary)
-        records: list[UsageRecord] = []
-        for hour_ns, epochs in by_hour.items():
-            around = await self._warehouse.around(
-                {key: _bounds(summaries) for key, summaries in epochs.items()}
+    async def _settle(
+        self, dirty: Sequence[DirtyHour], days_ns: Sequence[int]
+    ) -> set[tuple[VmEpoch, int]]:
+        """Remember settled days that are about to change as they are now; answers which."""
+        now_ns, hours = self._clock.now_ns(), self._settings.usage_grace_hours
+        over = [day_ns for day_ns in days_ns if decide.is_settled(day_ns, now_ns, hours)]
+        tenants = {
+            (one.key, day_ns): one.tenant_id
+            for one in dirty
+            if (day_ns := decide.day_of(one.hour_ns)) in over
+        }
+        if not tenants:
+            return set()
+        vm_ids = sorted({key.vm_id for key, _ in tenants})
+        known = {(one.key, one.start_ns): one for one in await self._warehouse.days(vm_ids, over)}
+        days = [
+            known.get(
+                (key, day_ns),
+                UsageRecord(
+                    tenant_id=tenant_id,
+                    deployment_id="",
+                    key=key,
+                    start_ns=day_ns,
+                    quantities=dict.fromkeys(UNITS, 0),
+                ),
             )
-            for key, summaries in epochs.items():
-                before, _ = around.get(key, (Baseline(), {}))
-                total: Quantities = {}
-                for _, quantities in metering.usage_of(summaries, before):
-                    metering.add(total, quantities)
-                records.append(
-                    UsageRecord(
-                        tenant_id=summaries[0].tenant_id,
-                        deployment_id=summaries[0].deployment_id,
-                        key=key,
-                        start_ns=hour_ns,
-                        quantities=total,
-                    )
+            for (key, day_ns), tenant_id in tenants.items()
+        ]
+        await self._database.write(lambda c: adjustment_store.settle(c, days))
+        return set(tenants)
+
+    async def _put_billing(self, days: Sequence[UsageRecord], version: int) -> None:
+        prices: dict[tuple[str, int], PriceVersion | None] = {}
+        records: list[BillingRecord] = []
+        for day in days:
+            at = (day.tenant_id, day.start_ns)
+            if at not in prices:
+                prices[at] = await self._database.read(
+                    lambda c, at=at: price_store.version_at(c, *at)
                 )
-        await self._warehouse.put_usage("hourly_usage", records, version)
-
-    async def _day(self, tenant_id: str, vm_ids: Sequence[str], day_ns: int, version: int) -> None:
-        days = await self._warehouse.hours_of_days(tenant_id, vm_ids, day_ns)
-        await self._warehouse.put_usage("daily_usage", days, version)
-        prices = await self._database.read(lambda c: price_store.version_at(c, tenant_id, day_ns))
-        if prices is not None:
-            records = [record for day in days for record in _billing(day, prices)]
-            await self._warehouse.put_billing(records, version)
-
-
-def _bounds(summaries: Sequence[Summary]) -> tuple[int, int]:
-    return (
-        min(one.first_seq for one in summaries),
-        max(one.last_seq for one in summaries),
-    )
+            found = prices[at]
+            if found is not None:
+                records += _billing(day, found)
+        await self._warehouse.put_billing(records, version)
 
 
 def _billing(day: UsageRecord, version: PriceVersion) -> list[BillingRecord]:

@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    RowMapping,
     Table,
     and_,
+    bindparam,
     delete,
     func,
-    or_,
     select,
 )
-from sqlalchemy.dialects.sqlite import insert
 
+from ironworks.aggregatord.quarantine_store import RefusedWindow, put_refused
 from ironworks.aggregatord.tables import (
     BATCHES,
     COUNTERS,
     DIRTY_HOURS,
+    EPOCHS,
+    HOSTS,
     QUARANTINE,
     VMS,
     WINDOWS,
 )
 from ironworks.aggregatord.types import (
     HOUR_NS,
-    Finding,
+    Baseline,
+    Frontier,
+    Growth,
     Interval,
     Summary,
     UsageFilter,
@@ -36,9 +41,16 @@ from ironworks.aggregatord.types import (
     Window,
 )
 from ironworks.gen.ironworks.aggregatord.v1.batch_pb import QuarantineState
-from ironworks.model.pages import PageSpec
+from ironworks.storage.upsert import upsert
 
 _VARIABLES_AT_ONCE = 500
+
+
+class Owner(NamedTuple):
+    """Whose a VM is, and where it runs."""
+
+    tenant_id: str
+    host_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,26 +64,29 @@ class LedgerBatch:
     windows_accepted: int
     windows_quarantined: int
     samples_accepted: int
+    windows_late: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AcceptedWindow:
-    """A window that is about to enter the ledger."""
+    """A window that is about to enter the ledger, and what it adds to usage."""
 
     window: Window
     summary: Summary
+    growth: Growth
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RefusedWindow:
-    """A window that is about to enter the quarantine; `window` is None if it cannot be read."""
+class Changes:
+    """What new windows change beside themselves.
 
-    window_id: str
-    vm_id: str
-    tenant_id: str
-    content_sha256: bytes
-    finding: Finding
-    window: Window | None = None
+    Attributes:
+        ends: Where their epochs end now.
+        rewritten: Windows after them whose growth is another now.
+    """
+
+    ends: Mapping[VmEpoch, Frontier] = field(default_factory=dict[VmEpoch, Frontier])
+    rewritten: Sequence[Summary] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +126,7 @@ def get_batch(connection: Connection, batch_id: str) -> LedgerBatch | None:
         windows_accepted=row["windows_accepted"],
         windows_quarantined=row["windows_quarantined"],
         samples_accepted=row["samples_accepted"],
+        windows_late=row["windows_late"],
     )
 
 
@@ -128,10 +144,60 @@ def known_windows(connection: Connection, window_ids: Sequence[str]) -> dict[str
     return found
 
 
-def tenants_of(connection: Connection, vm_ids: Sequence[str]) -> dict[str, str]:
-    """Under which tenants these VMs are known."""
+def owners_of(connection: Connection, vm_ids: Sequence[str]) -> dict[str, Owner]:
+    """Under which tenant and on which host these VMs are known."""
     rows = connection.execute(select(VMS).where(VMS.c.vm_id.in_(vm_ids)))
-    return {row.vm_id: row.tenant_id for row in rows}
+    return {row.vm_id: Owner(row.tenant_id, row.host_id) for row in rows}
+
+
+def host_of(connection: Connection, credential: str) -> str | None:
+    """The host that a credential has shipped for; None if it is new."""
+    return connection.execute(
+        select(HOSTS.c.host_id).where(HOSTS.c.credential == credential)
+    ).scalar_one_or_none()
+
+
+def bind_host(connection: Connection, credential: str, host_id: str) -> None:
+    """From now on the credential ships for this host."""
+    statement = upsert(connection, HOSTS).values(credential=credential, host_id=host_id)
+    connection.execute(
+        statement.on_conflict_do_update(index_elements=["credential"], set_={"host_id": host_id})
+    )
+
+
+def frontiers(connection: Connection, keys: Sequence[VmEpoch]) -> dict[VmEpoch, Frontier]:
+    """Where these epochs end; those without a window are left out."""
+    found: dict[VmEpoch, Frontier] = {}
+    wanted = set(keys)
+    vm_ids = sorted({key.vm_id for key in keys})
+    for start in range(0, len(vm_ids), _VARIABLES_AT_ONCE):
+        part = vm_ids[start : start + _VARIABLES_AT_ONCE]
+        for row in connection.execute(select(EPOCHS).where(EPOCHS.c.vm_id.in_(part))):
+            key = VmEpoch(row.vm_id, row.boot_epoch)
+            if key in wanted:
+                baseline = Baseline(**json.loads(row.baseline))
+                found[key] = Frontier(last_seq=row.last_seq, baseline=baseline)
+    return found
+
+
+def put_frontiers(connection: Connection, ends: Mapping[VmEpoch, Frontier]) -> None:
+    """Say where epochs end now."""
+    rows = [
+        {
+            "vm_id": key.vm_id,
+            "boot_epoch": key.boot_epoch,
+            "last_seq": end.last_seq,
+            "end_at_ns": end.baseline.end_at_ns or 0,
+            "baseline": json.dumps(asdict(end.baseline), separators=(",", ":")),
+        }
+        for key, end in ends.items()
+    ]
+    if rows:
+        statement = upsert(connection, EPOCHS)
+        new = {name: statement.excluded[name] for name in ("last_seq", "end_at_ns", "baseline")}
+        connection.execute(
+            statement.on_conflict_do_update(index_elements=["vm_id", "boot_epoch"], set_=new), rows
+        )
 
 
 def free_in(connection: Connection, key: VmEpoch, first_seq: int, last_seq: int) -> int | None:
@@ -164,6 +230,7 @@ def put_batch(
     batch: LedgerBatch,
     accepted: Sequence[AcceptedWindow],
     refused: Sequence[RefusedWindow],
+    changes: Changes | None = None,
 ) -> None:
     """Enter a batch with its windows, and note which hours it makes dirty."""
     values = {
@@ -174,18 +241,37 @@ def put_batch(
         "windows_accepted": batch.windows_accepted,
         "windows_quarantined": batch.windows_quarantined,
         "samples_accepted": batch.samples_accepted,
+        "windows_late": batch.windows_late,
     }
     connection.execute(BATCHES.insert().values(values))
-    if accepted:
-        rows = [_ledger_row(one, batch.batch_id) for one in accepted]
-        connection.execute(WINDOWS.insert(), rows)
-        owners = {one.window.key.vm_id: one.window.tenant_id for one in accepted}
-        connection.execute(
-            insert(VMS).on_conflict_do_nothing(),
-            [{"vm_id": vm_id, "tenant_id": tenant} for vm_id, tenant in owners.items()],
-        )
-        _mark_dirty(connection, accepted)
+    put_windows(connection, batch.batch_id, batch.host_id, accepted, changes or Changes())
     put_refused(connection, refused, batch.batch_id, batch.accepted_at_ns)
+
+
+def put_windows(
+    connection: Connection,
+    batch_id: str,
+    host_id: str,
+    accepted: Sequence[AcceptedWindow],
+    changes: Changes,
+) -> None:
+    """Enter windows, whose VMs they are, where their epochs end, and which hours are dirty."""
+    if not accepted:
+        return
+    connection.execute(WINDOWS.insert(), [_ledger_row(one, batch_id) for one in accepted])
+    owners = {one.window.key.vm_id: one.window.tenant_id for one in accepted}
+    known = upsert(connection, VMS)
+    connection.execute(
+        known.on_conflict_do_update(
+            index_elements=["vm_id"], set_={"host_id": known.excluded.host_id}
+        ),
+        [
+            {"vm_id": vm_id, "tenant_id": tenant_id, "host_id": host_id}
+            for vm_id, tenant_id in owners.items()
+        ],
+    )
+    put_frontiers(connection, changes.ends)
+    _mark_dirty(connection, [one.summary for one in accepted] + list(changes.rewritten))
 
 
 def _ledger_row(one: AcceptedWindow, batch_id: str) -> dict[str, object]:
@@ -208,77 +294,36 @@ def _ledger_row(one: AcceptedWindow, batch_id: str) -> dict[str, object]:
     }
 
 
-def put_refused(
-    connection: Connection, refused: Sequence[RefusedWindow], batch_id: str, now_ns: int
-) -> None:
-    """Enter windows into the quarantine; those that are in it stay as they are."""
-    for one in refused:
-        window = one.window
-        values = {
-            "window_id": one.window_id,
-            "content_sha256": one.content_sha256.hex(),
-            "batch_id": batch_id,
-            "tenant_id": one.tenant_id,
-            "vm_id": one.vm_id,
-            "deployment_id": window.deployment_id if window else "",
-            "boot_epoch": window.key.boot_epoch if window else 0,
-            "attached_seq": window.attached_seq if window else 0,
-            "first_seq": window.first_seq if window else 0,
-            "last_seq": window.last_seq if window else -1,
-            "sample_count": len(window) if window else 0,
-            "start_at_ns": window.start_at_ns if window else 0,
-            "reason": int(one.finding.reason),
-            "detail": one.finding.detail,
-            "received_at_ns": now_ns,
-            "state": int(QuarantineState.OPEN),
-        }
-        connection.execute(insert(QUARANTINE).values(values).on_conflict_do_nothing())
-
-
-def _mark_dirty(connection: Connection, accepted: Iterable[AcceptedWindow]) -> None:
-    """The hour of each window, and the hour of the window after it: its growth begins here."""
+def _mark_dirty(connection: Connection, changed: Iterable[Summary]) -> None:
+    """The hours of windows whose growth is new or has changed."""
     generation = next_number(connection, "generation")
-    hours: dict[tuple[VmEpoch, int], str] = {}
-    for one in accepted:
-        summary = one.summary
-        hours[summary.key, summary.start_at_ns // HOUR_NS * HOUR_NS] = summary.tenant_id
-        following = connection.execute(
-            select(WINDOWS.c.start_at_ns)
-            .where(
-                WINDOWS.c.vm_id == summary.key.vm_id,
-                WINDOWS.c.boot_epoch == summary.key.boot_epoch,
-                WINDOWS.c.first_seq > summary.first_seq,
-            )
-            .order_by(WINDOWS.c.first_seq)
-            .limit(1)
-        ).scalar_one_or_none()
-        if following is not None:
-            hours[summary.key, following // HOUR_NS * HOUR_NS] = summary.tenant_id
-    for (key, hour_ns), tenant_id in hours.items():
-        statement = insert(DIRTY_HOURS).values(
-            vm_id=key.vm_id,
-            boot_epoch=key.boot_epoch,
-            hour_ns=hour_ns,
-            tenant_id=tenant_id,
-            generation=generation,
-        )
-        connection.execute(
-            statement.on_conflict_do_update(
-                index_elements=["vm_id", "boot_epoch", "hour_ns"],
-                set_={"generation": generation},
-            )
-        )
+    hours = {(one.key, one.start_at_ns // HOUR_NS * HOUR_NS): one.tenant_id for one in changed}
+    rows = [
+        {
+            "vm_id": key.vm_id,
+            "boot_epoch": key.boot_epoch,
+            "hour_ns": hour_ns,
+            "tenant_id": tenant_id,
+            "generation": generation,
+        }
+        for (key, hour_ns), tenant_id in hours.items()
+    ]
+    connection.execute(
+        upsert(connection, DIRTY_HOURS).on_conflict_do_update(
+            index_elements=["vm_id", "boot_epoch", "hour_ns"], set_={"generation": generation}
+        ),
+        rows,
+    )
 
 
 def next_number(connection: Connection, name: str) -> int:
     """The next number of a counter, from 1; it survives restarts and never goes back."""
-    statement = insert(COUNTERS).values(name=name, value=1)
-    connection.execute(
+    statement = upsert(connection, COUNTERS).values(name=name, value=1)
+    return connection.execute(
         statement.on_conflict_do_update(
             index_elements=["name"], set_={"value": COUNTERS.c.value + 1}
-        )
-    )
-    return connection.execute(select(COUNTERS.c.value).where(COUNTERS.c.name == name)).scalar_one()
+        ).returning(COUNTERS.c.value)
+    ).scalar_one()
 
 
 def dirty_hours(connection: Connection, limit: int) -> list[DirtyHour]:
@@ -299,15 +344,40 @@ def dirty_hours(connection: Connection, limit: int) -> list[DirtyHour]:
 
 def clean_hours(connection: Connection, done: Iterable[DirtyHour]) -> None:
     """Hours have been computed; one that became dirty again meanwhile stays dirty."""
-    for one in done:
+    rows = [
+        {
+            "vm": one.key.vm_id,
+            "epoch": one.key.boot_epoch,
+            "hour": one.hour_ns,
+            "as": one.generation,
+        }
+        for one in done
+    ]
+    if rows:
         connection.execute(
             delete(DIRTY_HOURS).where(
-                DIRTY_HOURS.c.vm_id == one.key.vm_id,
-                DIRTY_HOURS.c.boot_epoch == one.key.boot_epoch,
-                DIRTY_HOURS.c.hour_ns == one.hour_ns,
-                DIRTY_HOURS.c.generation == one.generation,
-            )
+                DIRTY_HOURS.c.vm_id == bindparam("vm"),
+                DIRTY_HOURS.c.boot_epoch == bindparam("epoch"),
+                DIRTY_HOURS.c.hour_ns == bindparam("hour"),
+                DIRTY_HOURS.c.generation == bindparam("as"),
+            ),
+            rows,
         )
+
+
+def has_dirty_hours(connection: Connection, from_ns: int, to_ns: int) -> bool:
+    """Whether any hour of an interval has still to be computed."""
+    found = connection.execute(
+        select(DIRTY_HOURS.c.hour_ns)
+        .where(DIRTY_HOURS.c.hour_ns >= from_ns, DIRTY_HOURS.c.hour_ns < to_ns)
+        .limit(1)
+    )
+    return found.first() is not None
+
+
+def forget_epochs(connection: Connection, before_ns: int) -> int:
+    """Drop the ends of epochs that ended before a time; answers how many."""
+    return connection.execute(delete(EPOCHS).where(EPOCHS.c.end_at_ns < before_ns)).rowcount
 
 
 def _selected(table: Table, chosen: UsageFilter, interval: Interval) -> ColumnElement[bool]:
@@ -382,32 +452,3 @@ def last_seq_before(connection: Connection, key: VmEpoch, first_seq: int) -> int
             WINDOWS.c.first_seq < first_seq,
         )
     ).scalar_one()
-
-
-def quarantined(
-    connection: Connection, tenant_id: str, vm_id: str, state: int, page: PageSpec
-) -> list[RowMapping]:
-    """One page of the quarantine and one row more, newest first; rows as in the table."""
-    statement = select(QUARANTINE).order_by(
-        QUARANTINE.c.received_at_ns.desc(),
-        QUARANTINE.c.window_id,
-        QUARANTINE.c.content_sha256,
-    )
-    if tenant_id:
-        statement = statement.where(QUARANTINE.c.tenant_id == tenant_id)
-    if vm_id:
-        statement = statement.where(QUARANTINE.c.vm_id == vm_id)
-    if state:
-        statement = statement.where(QUARANTINE.c.state == state)
-    if page.after:
-        at_ns, window_id, content = page.after
-        same_time = QUARANTINE.c.received_at_ns == at_ns
-        same_window = QUARANTINE.c.window_id == window_id
-        statement = statement.where(
-            or_(
-                QUARANTINE.c.received_at_ns < at_ns,
-                and_(same_time, QUARANTINE.c.window_id > window_id),
-                and_(same_time, same_window, QUARANTINE.c.content_sha256 > content),
-            )
-        )
-    return list(connection.execute(statement.limit(page.size + 1)).mappings())

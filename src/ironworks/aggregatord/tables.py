@@ -30,6 +30,7 @@ BATCHES = Table(
     Column("windows_accepted", Integer, nullable=False),
     Column("windows_quarantined", Integer, nullable=False),
     Column("samples_accepted", BigInteger, nullable=False),
+    Column("windows_late", Integer, nullable=False, server_default="0"),
 )
 
 WINDOWS = Table(
@@ -72,6 +73,9 @@ QUARANTINE = Table(
     Column("detail", Text, nullable=False),
     Column("received_at_ns", BigInteger, nullable=False),
     Column("state", Integer, nullable=False),
+    Column("note", Text, nullable=False, server_default=""),
+    Column("resolved_by", String(256), nullable=False, server_default=""),
+    Column("resolved_at_ns", BigInteger, nullable=False, server_default="0"),
     Index("ix_quarantine_tenant_id_start_at_ns", "tenant_id", "start_at_ns"),
 )
 
@@ -80,6 +84,52 @@ VMS = Table(
     METADATA,
     Column("vm_id", String(64), primary_key=True),
     Column("tenant_id", String(64), nullable=False),
+    Column("host_id", String(64), nullable=False, server_default=""),
+)
+
+HOSTS = Table(
+    "hosts",
+    METADATA,
+    Column("credential", String(64), primary_key=True),
+    Column("host_id", String(64), nullable=False),
+)
+
+EPOCHS = Table(
+    "epochs",
+    METADATA,
+    Column("vm_id", String(64), primary_key=True),
+    Column("boot_epoch", BigInteger, primary_key=True),
+    Column("last_seq", BigInteger, nullable=False),
+    Column("end_at_ns", BigInteger, nullable=False),
+    Column("baseline", Text, nullable=False),
+    Index("ix_epochs_end_at_ns", "end_at_ns"),
+)
+
+DECISIONS = Table(
+    "decisions",
+    METADATA,
+    Column("idempotency_key", String(64), primary_key=True),
+    Column("window_id", String(64), nullable=False),
+    Column("content_sha256", String(64), nullable=False),
+    Column("state", Integer, nullable=False),
+    Column("note", Text, nullable=False),
+    Column("decided_by", String(256), nullable=False),
+    Column("decided_at_ns", BigInteger, nullable=False),
+)
+
+ADJUSTMENTS = Table(
+    "adjustments",
+    METADATA,
+    Column("vm_id", String(64), primary_key=True),
+    Column("boot_epoch", BigInteger, primary_key=True),
+    Column("day_ns", BigInteger, primary_key=True),
+    Column("meter", Integer, primary_key=True),
+    Column("tenant_id", String(64), nullable=False),
+    Column("deployment_id", String(64), nullable=False),
+    Column("settled", Text, nullable=False),
+    Column("adjustment", Text, nullable=False),
+    Column("adjusted_at_ns", BigInteger, nullable=False),
+    Index("ix_adjustments_tenant_id_day_ns", "tenant_id", "day_ns"),
 )
 
 DIRTY_HOURS = Table(

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from ironworks.gen.ironworks.aggregatord.v1.batch_pb import QuarantineReason
 from ironworks.gen.ironworks.aggregatord.v1.usage_pb import Meter, Unit
-from ironworks.model.units import NS_PER_DAY, NS_PER_HOUR
+from ironworks.model.units import NS_PER_DAY, NS_PER_HOUR, NS_PER_SECOND
 from ironworks.runtime.settings import Settings
 
 TICK_US = 100_000
@@ -50,6 +50,25 @@ UNITS: Mapping[Meter, Unit] = {
 class AggregatordSettings(Settings):
     """Settings of aggregatord."""
 
+    clickhouse_url: str = Field(
+        default="",
+        description="ClickHouse server, `http://user:word@host:8123/database`; empty: in process.",
+    )
+    clickhouse_cluster: str = Field(
+        default="",
+        pattern="^[A-Za-z0-9_]*$",
+        description="Cluster of that server whose shards hold the tables; empty: none.",
+    )
+    ledger_url: str = Field(
+        default="", description="SQLAlchemy URL of the ledger's PostgreSQL; empty: SQLite."
+    )
+    usage_host_id: str = Field(
+        default="",
+        description="Host whose batches this machine's billaged may bring; empty: the first.",
+    )
+    usage_grace_hours: int = Field(
+        default=48, ge=1, description="Hours after a UTC day until late usage is an adjustment."
+    )
     usage_raw_days: int = Field(default=7, ge=1, description="Days that raw samples are kept.")
     usage_hourly_days: int = Field(
         default=90, ge=7, description="Days that window summaries and hourly usage are kept."
@@ -102,6 +121,11 @@ class Window:
         """Grid instant of the first sample, UTC; usage counts at this time."""
         return int(self.tick_at_ns[0])
 
+    @property
+    def end_at_ns(self) -> int:
+        """Grid instant of the last sample, UTC."""
+        return int(self.tick_at_ns[-1])
+
     def __len__(self) -> int:
         return len(self.seq)
 
@@ -113,6 +137,46 @@ class Window:
     def time_us(self) -> Ints:
         """When each sample was read, microseconds of the host's monotonic clock."""
         return self.seq * TICK_US + self.offset_us
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """Windows whose columns lie one after the other in one array each: numpy takes them all.
+
+    Window i has the rows from `starts[i]`, `counts[i]` of them; the windows' arrays are views.
+    """
+
+    windows: tuple[Window, ...]
+    starts: Ints
+    counts: Ints
+    seq: Ints
+    tick_at_ns: Ints
+    offset_us: npt.NDArray[np.int32]
+    absent_mask: npt.NDArray[np.uint8]
+    values: Mapping[str, Counts]
+
+    @property
+    def ends(self) -> Ints:
+        """Row of each window's last sample."""
+        return self.starts + self.counts - 1
+
+    def time_us(self) -> Ints:
+        """When each sample was read, microseconds of the host's monotonic clock."""
+        return self.seq * TICK_US + self.offset_us
+
+    def pairs(self, flags: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """For each window whether any pair of its neighbouring rows has a flag.
+
+        Args:
+            flags: One for each pair of neighbouring rows of the block, one fewer than rows.
+        """
+        inner = np.concatenate((np.zeros(1, np.bool_), flags))
+        inner[self.starts] = False
+        return np.logical_or.reduceat(inner, self.starts)
+
+    def rows(self, flags: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """For each window whether any of its rows has a flag."""
+        return np.logical_or.reduceat(flags, self.starts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,12 +227,49 @@ class Summary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Baseline:
-    """Where the windows before a time have left an epoch's counters; None: nothing known."""
+    """Where the windows before a time have left an epoch's counters; None: nothing known.
 
+    `last_seq` and `end_at_ns` are number and grid instant of the newest sample.
+    """
+
+    last_seq: int | None = None
+    end_at_ns: int | None = None
     last_us: int | None = None
     memory_last_us: int | None = None
     memory_last_bytes: int | None = None
     last: Mapping[str, int | None] = field(default_factory=dict[str, "int | None"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Growth:
+    """What a window adds to the windows of its epoch before it.
+
+    Attributes:
+        elapsed_us: Time since the last sample before it.
+        held_byte_us: Memory in use times time since the last reading before it.
+        grown: What each of `CUMULATIVE` has grown by.
+    """
+
+    elapsed_us: int
+    held_byte_us: int
+    grown: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredWindow:
+    """A window as its row says: `version` counts how often its growth was computed."""
+
+    summary: Summary
+    growth: Growth
+    version: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frontier:
+    """The end of an epoch: where its newest window has left it."""
+
+    last_seq: int
+    baseline: Baseline
 
 
 Quantities = dict[Meter, int]
@@ -210,6 +311,7 @@ class Interval:
 
 HOUR_NS = NS_PER_HOUR
 DAY_NS = NS_PER_DAY
+FIVE_MINUTES_NS = 300 * NS_PER_SECOND
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -308,6 +410,20 @@ class BillingRecord:
     per_quantity: int
     currency: str
     amount_nanos: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adjustment:
+    """What a meter of an epoch gained on a day after the day was settled."""
+
+    tenant_id: str
+    deployment_id: str
+    key: VmEpoch
+    day_ns: int
+    meter: Meter
+    settled: int
+    adjustment: int
+    adjusted_at_ns: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,12 +5,24 @@ What fails is quarantined, so each bound is one that no honest sample can cross.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from ironworks.aggregatord.types import CUMULATIVE, Baseline, Finding, Summary, Window
+from ironworks.aggregatord.types import (
+    CUMULATIVE,
+    READINGS,
+    TICK_US,
+    Baseline,
+    Block,
+    Finding,
+    Summary,
+    Window,
+)
 from ironworks.gen.ironworks.aggregatord.v1.batch_pb import QuarantineReason as Reason
+from ironworks.gen.ironworks.billaged.v1.samples_pb import GapReason
 from ironworks.model.units import GIB, NS_PER_DAY, NS_PER_SECOND, NS_PER_US
 
 VMM_OVERHEAD_VCPUS = 1
@@ -29,6 +41,12 @@ MAX_AHEAD_NS = 300 * NS_PER_SECOND
 MAX_WINDOW_NS = 61 * NS_PER_SECOND
 MAX_OFFSET_US = 60_000_000
 MIN_OFFSET_US = -200_000
+MAX_STEP_NS = 300 * NS_PER_SECOND
+"""What a host's clock may be set by between two windows, beside what its ticks say."""
+MAX_SEQ = 1 << 43
+"""Ticks of 27,000 years."""
+MAX_COUNTER = 1 << 62
+"""146 years of one vCPU, 4 EiB: beyond it, and that is where NaN lies, are no honest numbers."""
 _ALL_READINGS = 0x3F
 
 _MAX_BYTES_PER_SECOND = {
@@ -45,28 +63,72 @@ class Neighbours:
 
     Attributes:
         tenant_id: Tenant under which the VM is known; empty if it is not.
+        host_id: Host that its windows come from; empty if it is not known.
+        from_host_id: Host that this window comes from.
         before: The epoch's counters at the end of all windows before this one.
         after: First values of the nearest window after it; empty if there is none.
-        overlapping: Samples of other windows in this one's interval.
         interval_free: How many numbers of this window's interval no other window has.
     """
 
     tenant_id: str
     before: Baseline
-    after: dict[str, int | None]
+    after: Mapping[str, int | None]
     interval_free: int | None = None
+    host_id: str = ""
+    from_host_id: str = ""
 
 
-def check_window(window: Window, now_ns: int, raw_days: int) -> Finding | None:
+def check_window(window: Window, now_ns: int, kept_days: int) -> Finding | None:
     """What is wrong with a window by itself; None if nothing is."""
     return (
-        _check_sequence(window) or _check_clock(window, now_ns, raw_days) or _check_values(window)
+        _check_sequence(window) or _check_clock(window, now_ns, kept_days) or _check_values(window)
     )
 
 
+def suspicious(block: Block, now_ns: int, kept_days: int) -> npt.NDArray[np.bool_]:
+    """Which windows of a block `check_window` has to look at: of the others it finds nothing.
+
+    All windows are judged at once, so that honest ones cost next to nothing.
+    """
+    if not block.windows:
+        return np.zeros(0, np.bool_)
+    starts, ends, at_ns = block.starts, block.ends, block.tick_at_ns
+    first_ns, last_ns = at_ns[starts], at_ns[ends]
+    time_us = block.time_us()
+    some = np.bitwise_or.reduceat(block.absent_mask, starts)
+    found = some != np.bitwise_and.reduceat(block.absent_mask, starts)
+    found |= some >= _ALL_READINGS
+    found |= block.pairs((np.diff(block.seq) <= 0) | (np.diff(at_ns) < 0) | (np.diff(time_us) < 0))
+    found |= (block.seq[starts] < 0) | (block.seq[ends] > MAX_SEQ)
+    found |= (last_ns - first_ns > MAX_WINDOW_NS) | (last_ns > now_ns + MAX_AHEAD_NS)
+    found |= first_ns < now_ns - kept_days * NS_PER_DAY
+    found |= block.rows((block.offset_us > MAX_OFFSET_US) | (block.offset_us < MIN_OFFSET_US))
+    for bit, name in enumerate(READINGS):
+        column, seen = block.values[name], (some >> np.uint8(bit)) & 1 == 0
+        if name == "memory_bytes":
+            allowed = [_allowed_memory(window) for window in block.windows]
+            highest = np.maximum.reduceat(column, starts)
+            found |= seen & (highest > np.array(allowed, np.uint64))
+        else:
+            backwards = block.pairs(column[1:] < column[:-1])
+            found |= seen & (backwards | (column[ends] > MAX_COUNTER))
+    found |= np.array(
+        [bool(one.gaps) or not 0 <= one.attached_seq <= MAX_SEQ for one in block.windows]
+    )
+    return found | (np.array([one.attached_seq for one in block.windows]) > block.seq[starts])
+
+
 def _check_sequence(window: Window) -> Finding | None:
-    if window.first_seq < 0 or not (np.diff(window.seq) > 0).all():
+    if (
+        window.first_seq < 0
+        or window.last_seq > MAX_SEQ
+        or not (np.diff(window.seq) > 0).all()
+        or not 0 <= window.attached_seq <= window.first_seq
+    ):
         return Finding(reason=Reason.SEQUENCE, detail="Sequence numbers do not increase.")
+    if _gap_fault(window):
+        detail = "Gaps overlap, come after the samples, or have samples."
+        return Finding(reason=Reason.MALFORMED, detail=detail)
     if (window.absent_mask & ~np.uint8(_ALL_READINGS)).any():
         return Finding(reason=Reason.MALFORMED, detail="The mask names readings that do not exist.")
     if (window.absent_mask == _ALL_READINGS).any():
@@ -74,7 +136,24 @@ def _check_sequence(window: Window) -> Finding | None:
     return None
 
 
-def _check_clock(window: Window, now_ns: int, raw_days: int) -> Finding | None:
+def _gap_fault(window: Window) -> bool:
+    before = -1
+    for first, last, reason in sorted(window.gaps):
+        inside = np.searchsorted(window.seq, [first, last + 1])
+        if not before < first <= last < window.last_seq or inside[0] != inside[1]:
+            return True
+        if not GapReason.UNSPECIFIED < reason <= GapReason.UNEXPLAINED:
+            return True
+        before = last
+    return False
+
+
+def _allowed_memory(window: Window) -> int:
+    limit_bytes = window.memory_limit_bytes
+    return limit_bytes + limit_bytes // MEMORY_OVERHEAD_SHARE + MEMORY_OVERHEAD_BYTES
+
+
+def _check_clock(window: Window, now_ns: int, kept_days: int) -> Finding | None:
     at_ns = window.tick_at_ns
     first_ns, last_ns = int(at_ns[0]), int(at_ns[-1])
     detail = ""
@@ -82,8 +161,8 @@ def _check_clock(window: Window, now_ns: int, raw_days: int) -> Finding | None:
         detail = "Times go back, or the window is longer than a minute."
     elif last_ns > now_ns + MAX_AHEAD_NS:
         detail = "The window lies in the future: is the host's clock right?"
-    elif first_ns < now_ns - raw_days * NS_PER_DAY:
-        detail = "The window is older than samples are kept."
+    elif first_ns < now_ns - kept_days * NS_PER_DAY:
+        detail = "The window is older than hours are kept."
     elif (window.offset_us > MAX_OFFSET_US).any() or (window.offset_us < MIN_OFFSET_US).any():
         detail = "Samples were read far from their tick."
     elif (np.diff(window.time_us()) < 0).any():
@@ -96,11 +175,10 @@ def _check_values(window: Window) -> Finding | None:
         values = window.values[name][window.present(name)]
         if (values[1:] < values[:-1]).any():
             return Finding(reason=Reason.COUNTER_WENT_BACK, detail=f"{name} goes back.")
-        if len(values) and values[-1] >= 1 << 63:
+        if len(values) and values[-1] > MAX_COUNTER:
             return Finding(reason=Reason.MALFORMED, detail=f"{name} is absurdly large.")
     memory = window.values["memory_bytes"][window.present("memory_bytes")]
-    limit_bytes = window.memory_limit_bytes
-    allowed_bytes = limit_bytes + limit_bytes // MEMORY_OVERHEAD_SHARE + MEMORY_OVERHEAD_BYTES
+    allowed_bytes = _allowed_memory(window)
     if len(memory) and int(memory.max()) > allowed_bytes:
         return Finding(
             reason=Reason.MEMORY_EXCEEDED,
@@ -109,12 +187,27 @@ def _check_values(window: Window) -> Finding | None:
     return None
 
 
-def check_neighbours(window: Window, summary: Summary, around: Neighbours) -> Finding | None:
-    """What is wrong with a window beside what is known already; None if nothing is."""
+def check_place(window: Window, around: Neighbours) -> Finding | None:
+    """Why a window cannot stand where it would, however true it is; None if it can."""
     if around.tenant_id and around.tenant_id != window.tenant_id:
         return Finding(reason=Reason.IDENTITY, detail="The VM belongs to another tenant.")
+    if around.host_id and around.host_id != around.from_host_id:
+        return Finding(reason=Reason.IDENTITY, detail="The VM runs on another host.")
     if around.interval_free is not None and around.interval_free < len(window):
         return Finding(reason=Reason.SEQUENCE, detail="Other windows have these samples already.")
+    return None
+
+
+def check_neighbours(window: Window, summary: Summary, around: Neighbours) -> Finding | None:
+    """What is wrong with a window beside what is known already; None if nothing is."""
+    misplaced = check_place(window, around)
+    if misplaced is not None:
+        return misplaced
+    step_ns = _clock_step_ns(window, around.before)
+    if abs(step_ns) > MAX_STEP_NS:
+        seconds = step_ns // NS_PER_SECOND
+        detail = f"The host's clock was set by {seconds} s since the window before."
+        return Finding(reason=Reason.CLOCK, detail=detail)
     for name in CUMULATIVE:
         before, after = around.before.last.get(name), around.after.get(name)
         first, last = summary.first[name], summary.last[name]
@@ -125,6 +218,14 @@ def check_neighbours(window: Window, summary: Summary, around: Neighbours) -> Fi
             detail = f"{name} is {last}, it is {after} later."
             return Finding(reason=Reason.COUNTER_WENT_BACK, detail=detail)
     return _check_growth(summary, around.before)
+
+
+def _clock_step_ns(window: Window, before: Baseline) -> int:
+    """By how much UTC has moved beside the host's ticks since the window before."""
+    if before.last_seq is None or before.end_at_ns is None:
+        return 0
+    ticks_ns = (window.first_seq - before.last_seq) * TICK_US * NS_PER_US
+    return window.start_at_ns - before.end_at_ns - ticks_ns
 
 
 def _check_growth(summary: Summary, before: Baseline) -> Finding | None:

@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ironworks.aggregatord.columns import (
-    SUMMARY_NAMES,
+    WINDOW_NAMES,
     gap_columns,
     numbers,
     sample_columns,
-    summary_columns,
-    summary_of,
     texts,
     usage_columns,
+    window_columns,
+    window_of,
 )
-from ironworks.aggregatord.schema import schema
-from ironworks.aggregatord.store import DirtyHour, RefusedWindow
+from ironworks.aggregatord.quarantine_store import RefusedWindow
+from ironworks.aggregatord.schema import drop_partition, partitions, schema
+from ironworks.aggregatord.statements import QUANTITIES, ROLL_DAYS, ROLL_HOURS, ROLL_RATES
+from ironworks.aggregatord.store import LedgerBatch
 from ironworks.aggregatord.types import (
     CUMULATIVE,
     DAY_NS,
     HOUR_NS,
+    READINGS,
     AggregatordSettings,
     Baseline,
     BillingRecord,
     Interval,
     StoredGap,
-    Summary,
+    StoredWindow,
     UsageFilter,
     UsageRecord,
     UsageRow,
@@ -37,7 +40,8 @@ from ironworks.aggregatord.types import (
 )
 from ironworks.gen.ironworks.aggregatord.v1.usage_pb import Meter
 from ironworks.gen.ironworks.billaged.v1.samples_pb import LifecycleEvent
-from ironworks.storage.clickhouse import ClickHouse, Column
+from ironworks.storage.clickhouse import ClickHouse
+from ironworks.storage.native import Column
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,17 +62,36 @@ class Warehouse:
 
     async def prepare(self) -> None:
         """Make the tables that are absent."""
-        for statement in schema(self._settings):
-            await self._engine.execute(statement)
+        await self._engine.prepare(schema(self._settings))
 
     # ── writing ────────────────────────────────────────────────────────────────────────────────
 
-    async def put_windows(self, windows: Sequence[Window], summaries: Sequence[Summary]) -> None:
-        """Store windows: raw samples, then what is missing, then summaries."""
+    async def put_windows(self, windows: Sequence[Window], stored: Sequence[StoredWindow]) -> None:
+        """Store windows: raw samples, then what is missing, then what they add to usage.
+
+        Args:
+            windows: New windows.
+            stored: What they add, and windows after them that now add something else.
+        """
         if windows:
             await self._engine.insert("raw_samples", sample_columns(windows))
             await self._engine.insert("gaps", gap_columns(windows))
-            await self._engine.insert("window_usage", summary_columns(summaries))
+        if stored:
+            await self._engine.insert("windows", window_columns(stored))
+
+    async def put_ledger(self, batch: LedgerBatch) -> None:
+        """A copy of a ledger's entry beside the data, for whoever looks at them with SQL."""
+        columns = [
+            texts("batch_id", [batch.batch_id]),
+            texts("host_id", [batch.host_id]),
+            texts("content_sha256", [batch.content_sha256.hex()]),
+            numbers("Int64", "accepted_at_ns", [batch.accepted_at_ns]),
+            numbers("UInt32", "windows_accepted", [batch.windows_accepted]),
+            numbers("UInt32", "windows_quarantined", [batch.windows_quarantined]),
+            numbers("UInt32", "windows_late", [batch.windows_late]),
+            numbers("UInt64", "samples_accepted", [batch.samples_accepted]),
+        ]
+        await self._engine.insert("ledger", columns)
 
     async def put_events(self, events: Sequence[LifecycleEvent]) -> None:
         """Store lifecycle events."""
@@ -101,11 +124,6 @@ class Warehouse:
         ]
         await self._engine.insert("quarantine", columns)
 
-    async def put_usage(self, table: str, records: Sequence[UsageRecord], version: int) -> None:
-        """Store a version of hours (`hourly_usage`) or days (`daily_usage`)."""
-        rows = [(one, *item) for one in records for item in sorted(one.quantities.items())]
-        await self._engine.insert(table, usage_columns(rows, version))
-
     async def put_billing(self, records: Sequence[BillingRecord], version: int) -> None:
         """Store a version of billing records."""
         rows = [(one.usage, one.meter, one.usage.quantities[one.meter]) for one in records]
@@ -121,74 +139,65 @@ class Warehouse:
         ]
         await self._engine.insert("billing_records", columns)
 
+    # ── rolling up ─────────────────────────────────────────────────────────────────────────────
+
+    async def roll_hours(
+        self, vm_ids: Sequence[str], hours_ns: Sequence[int], version: int
+    ) -> None:
+        """Compute hours and five-minute rates of these VMs anew, as rows of a higher version."""
+        given = {"vms": list(vm_ids), "hours": list(hours_ns), "version": version}
+        given |= {"from": min(hours_ns), "to": max(hours_ns) + HOUR_NS}
+        await self._engine.execute(ROLL_HOURS, given)
+        await self._engine.execute(ROLL_RATES, given)
+
+    async def roll_days(self, vm_ids: Sequence[str], days_ns: Sequence[int], version: int) -> None:
+        """Add hours up to days anew, as rows of a higher version."""
+        given = {"vms": list(vm_ids), "days": list(days_ns), "version": version}
+        given |= {"from": min(days_ns), "to": max(days_ns) + DAY_NS}
+        await self._engine.execute(ROLL_DAYS, given)
+
     # ── reading ────────────────────────────────────────────────────────────────────────────────
 
-    async def _summaries(self, where: str, parameters: Mapping[str, object]) -> list[Summary]:
+    async def following(self, key: VmEpoch, after_seq: int, limit: int) -> list[StoredWindow]:
+        """The next windows of an epoch that begin after a number, in order."""
         rows = await self._engine.rows(
-            f"SELECT {', '.join(SUMMARY_NAMES)} FROM window_usage FINAL WHERE {where}"  # noqa: S608
-            " ORDER BY vm_id, boot_epoch, first_seq",
-            parameters,
+            f"SELECT {', '.join(WINDOW_NAMES)} FROM windows FINAL"  # noqa: S608
+            " WHERE vm_id = {vm:String} AND boot_epoch = {epoch:Int64}"
+            f" AND first_seq > {{after:Int64}} ORDER BY first_seq LIMIT {limit}",
+            {"vm": key.vm_id, "epoch": key.boot_epoch, "after": after_seq},
         )
-        return [summary_of(row) for row in rows]
+        return [window_of(row) for row in rows]
 
-    async def summaries_of_hours(self, hours: Sequence[DirtyHour]) -> list[Summary]:
-        """Summaries of windows that begin in the given hours of the given epochs."""
-        found: list[Summary] = []
-        for hour_ns in sorted({one.hour_ns for one in hours}):
-            found += await self._summaries(
-                "vm_id IN {vms:Array(String)} AND start_at_ns >= {from:Int64}"
-                " AND start_at_ns < {to:Int64}",
-                {
-                    "vms": sorted({one.key.vm_id for one in hours if one.hour_ns == hour_ns}),
-                    "from": hour_ns,
-                    "to": hour_ns + HOUR_NS,
-                },
-            )
-        return found
-
-    async def summaries_in(self, chosen: UsageFilter, interval: Interval) -> list[Summary]:
-        """Summaries of windows that begin in an interval."""
-        where, parameters = _selected(chosen, interval, "start_at_ns")
-        return await self._summaries(where, parameters)
-
-    async def around(
-        self, bounds: Mapping[VmEpoch, tuple[int, int]]
-    ) -> dict[VmEpoch, tuple[Baseline, dict[str, int | None]]]:
-        """What epochs' windows say before and after an interval of numbers.
-
-        Args:
-            bounds: For each epoch, its interval's first and last number.
-
-        Returns:
-            Where the counters stood after all windows that begin before the interval, and the
-            smallest first values of windows that begin after it (empty if there is none). Epochs
-            without such windows are left out.
-        """
-        if not bounds:
-            return {}
-        names = [f"{key.vm_id}/{key.boot_epoch}" for key in bounds]
-        lasts = ", ".join(f"maxIf(last_{name}, earlier)" for name in CUMULATIVE)
-        firsts = ", ".join(f"minIf(first_{name}, later)" for name in CUMULATIVE)
+    async def payload_of(self, window_id: str, content_sha256: bytes) -> bytes | None:
+        """What a window in quarantine was sent as."""
         rows = await self._engine.rows(
-            "WITH concat(toString(vm_id), '/', toString(boot_epoch)) AS name,"  # noqa: S608
-            " first_seq < mapFromArrays({names:Array(String)}, {firsts:Array(Int64)})[name]"
-            " AS earlier,"
-            " first_seq > mapFromArrays({names:Array(String)}, {lasts:Array(Int64)})[name]"
-            " AS later"
-            " SELECT vm_id, boot_epoch, countIf(earlier), countIf(later), maxIf(last_us, earlier),"
-            " maxIf(memory_last_us, earlier),"
-            f" argMaxIf(memory_last_bytes, memory_last_us, earlier), {lasts}, {firsts}"
-            " FROM window_usage WHERE vm_id IN {vms:Array(String)}"
-            " AND has({names:Array(String)}, name) AND (earlier OR later)"
-            " GROUP BY vm_id, boot_epoch",
-            {
-                "vms": sorted({key.vm_id for key in bounds}),
-                "names": names,
-                "firsts": [first for first, _ in bounds.values()],
-                "lasts": [last for _, last in bounds.values()],
-            },
+            "SELECT payload_base64 FROM quarantine FINAL WHERE window_id = {window:String}"
+            " AND content_sha256 = {content:String}",
+            {"window": window_id, "content": content_sha256.hex()},
         )
-        return {VmEpoch(row[0], row[1]): _around(row[2:]) for row in rows}
+        return base64.b64decode(rows[0][0]) if rows else None
+
+    async def before(self, key: VmEpoch, first_seq: int) -> Baseline:
+        """Where an epoch's counters stood after all windows that begin before a number."""
+        lasts = ", ".join(f"max(last_{name})" for name in CUMULATIVE)
+        rows = await self._engine.rows(
+            "SELECT count(), max(last_seq), argMax(end_at_ns, last_seq), max(last_us),"  # noqa: S608
+            f" max(memory_last_us), argMax(memory_last_bytes, memory_last_us), {lasts}"
+            " FROM windows WHERE vm_id = {vm:String} AND boot_epoch = {epoch:Int64}"
+            " AND first_seq < {first:Int64}",
+            {"vm": key.vm_id, "epoch": key.boot_epoch, "first": first_seq},
+        )
+        count, last_seq, end_at_ns, last_us, memory_last_us, memory_last_bytes, *last = rows[0]
+        if not count:
+            return Baseline()
+        return Baseline(
+            last_seq=last_seq,
+            end_at_ns=end_at_ns,
+            last_us=last_us,
+            memory_last_us=memory_last_us,
+            memory_last_bytes=memory_last_bytes,
+            last=dict(zip(CUMULATIVE, last, strict=True)),
+        )
 
     async def usage(
         self, table: str, chosen: UsageFilter, interval: Interval, *, by_vm: bool, step_ns: int
@@ -202,45 +211,108 @@ class Warehouse:
             f" WHERE {where} GROUP BY at, vm, meter ORDER BY at, vm, meter",
             parameters,
         )
-        return [
-            UsageRow(
-                from_ns=row[0],
-                to_ns=row[0] + step_ns if step_ns else interval.to_ns,
-                tenant_id=chosen.tenant_id,
-                vm_id=row[1],
-                meter=Meter(row[2]),
-                quantity=int(row[3]),
-            )
-            for row in rows
-        ]
+        return _usage_rows(rows, chosen, interval, step_ns)
 
-    async def hours_of_days(
-        self, tenant_id: str, vm_ids: Sequence[str], day_ns: int
-    ) -> list[UsageRecord]:
-        """The hours of a day, added up by epoch: what the day's rows are made of."""
+    async def usage_of_windows(
+        self, chosen: UsageFilter, interval: Interval, *, by_vm: bool, step_ns: int
+    ) -> list[UsageRow]:
+        """Windows that begin in an interval, added up; by step where `step_ns` is not 0."""
+        where, parameters = _selected(chosen, interval, "start_at_ns")
+        vm = "vm_id" if by_vm else "''"
+        start = f"intDiv(start_at_ns, {step_ns}) * {step_ns}" if step_ns else str(interval.from_ns)
         rows = await self._engine.rows(
-            "SELECT vm_id, boot_epoch, any(deployment_id), meter, sum(quantity)"
-            " FROM hourly_usage FINAL WHERE tenant_id = {tenant:String}"
-            " AND vm_id IN {vms:Array(String)}"
-            " AND start_ns >= {from:Int64} AND start_ns < {to:Int64}"
-            " GROUP BY vm_id, boot_epoch, meter ORDER BY vm_id, boot_epoch, meter",
-            {"tenant": tenant_id, "vms": list(vm_ids), "from": day_ns, "to": day_ns + DAY_NS},
+            "SELECT at, vm, pair.1, pair.2 FROM"  # noqa: S608
+            f" (SELECT {start} AS at, {vm} AS vm, {QUANTITIES} AS pairs FROM windows FINAL"
+            f" WHERE {where} GROUP BY at, vm) ARRAY JOIN pairs AS pair ORDER BY at, vm, pair.1",
+            parameters,
         )
-        found: dict[VmEpoch, UsageRecord] = {}
-        for vm_id, epoch, deployment_id, meter, quantity in rows:
-            key = VmEpoch(vm_id, epoch)
-            record = found.setdefault(
-                key,
-                UsageRecord(
-                    tenant_id=tenant_id,
-                    deployment_id=deployment_id,
-                    key=key,
-                    start_ns=day_ns,
-                    quantities={},
-                ),
+        return _usage_rows(rows, chosen, interval, step_ns)
+
+    async def rates(
+        self, chosen: UsageFilter, interval: Interval, *, by_vm: bool
+    ) -> dict[str, dict[int, int]]:
+        """VM (empty: all together) → five minutes' begin → bytes sent; idle ones are left out."""
+        where, parameters = _selected(chosen, interval, "start_ns")
+        vm = "vm_id" if by_vm else "''"
+        rows = await self._engine.rows(
+            f"SELECT {vm} AS vm, start_ns, sum(toInt128(transmit_bytes)) AS sent"  # noqa: S608
+            f" FROM five_minute_rates FINAL WHERE {where} GROUP BY vm, start_ns HAVING sent > 0",
+            parameters,
+        )
+        found: dict[str, dict[int, int]] = {}
+        for name, start_ns, sent in rows:
+            found.setdefault(name, {})[start_ns] = int(sent)
+        return found
+
+    async def days(self, vm_ids: Sequence[str], days_ns: Sequence[int]) -> list[UsageRecord]:
+        """Days as they are stored."""
+        rows = await self._engine.rows(
+            "SELECT tenant_id, vm_id, boot_epoch, deployment_id, start_ns, meter, quantity"
+            " FROM daily_usage FINAL WHERE vm_id IN {vms:Array(String)}"
+            " AND has({days:Array(Int64)}, start_ns) AND start_ns >= {from:Int64}"
+            " AND start_ns < {to:Int64} ORDER BY vm_id, boot_epoch, start_ns, meter",
+            {
+                "vms": list(vm_ids),
+                "days": list(days_ns),
+                "from": min(days_ns),
+                "to": max(days_ns) + DAY_NS,
+            },
+        )
+        found: dict[tuple[VmEpoch, int], UsageRecord] = {}
+        for tenant_id, vm_id, epoch, deployment_id, start_ns, meter, quantity in rows:
+            record = UsageRecord(
+                tenant_id=tenant_id,
+                deployment_id=deployment_id,
+                key=VmEpoch(vm_id, epoch),
+                start_ns=start_ns,
+                quantities={},
             )
-            record.quantities[Meter(meter)] = int(quantity)
+            kept = found.setdefault((record.key, start_ns), record)
+            kept.quantities[Meter(meter)] = int(quantity)
         return list(found.values())
+
+    async def unreconciled(self, day_ns: int) -> list[VmEpoch]:
+        """Epochs of which a day's raw samples do not say what its windows say; none if all is well.
+
+        Compared are how many samples there are and where each counter began and ended.
+        """
+        edges = ", ".join(f"min(first_{name}), max(last_{name})" for name in CUMULATIVE)
+        bits = {name: 1 << READINGS.index(name) for name in CUMULATIVE}
+        seen = ", ".join(
+            f"minOrNullIf({name}, bitAnd(absent_mask, {bit}) = 0),"
+            f" maxOrNullIf({name}, bitAnd(absent_mask, {bit}) = 0)"
+            for name, bit in bits.items()
+        )
+        span = {"from": day_ns, "to": day_ns + DAY_NS}
+        windows = await self._engine.rows(
+            f"SELECT vm_id, boot_epoch, sum(sample_count), {edges} FROM windows FINAL"  # noqa: S608
+            " WHERE start_at_ns >= {from:Int64} AND start_at_ns < {to:Int64}"
+            " GROUP BY vm_id, boot_epoch ORDER BY vm_id, boot_epoch",
+            span,
+        )
+        # A window's samples may end a little after midnight; they are of the day it begins on.
+        samples = await self._engine.rows(
+            f"SELECT vm_id, boot_epoch, count(), {seen} FROM raw_samples AS raw FINAL"  # noqa: S608
+            " GLOBAL INNER JOIN"
+            " (SELECT vm_id, boot_epoch, min(first_seq) AS low, max(last_seq) AS high"
+            " FROM windows FINAL WHERE start_at_ns >= {from:Int64} AND start_at_ns < {to:Int64}"
+            " GROUP BY vm_id, boot_epoch) AS span USING (vm_id, boot_epoch)"
+            " WHERE tick_at_ns >= {from:Int64} AND tick_at_ns < {to:Int64} + 120000000000"
+            " AND seq >= low AND seq <= high"
+            " GROUP BY vm_id, boot_epoch ORDER BY vm_id, boot_epoch",
+            span,
+        )
+        told = {VmEpoch(row[0], row[1]): row[2:] for row in samples}
+        return [key for row in windows if told.get(key := VmEpoch(row[0], row[1])) != row[2:]]
+
+    async def partitions(self, table: str) -> list[int]:
+        """Days of a table, `yyyymmdd`."""
+        rows = await self._engine.rows(partitions(table, self._settings.clickhouse_cluster))
+        return [int(row[0]) for row in rows]
+
+    async def drop(self, table: str, day: int) -> None:
+        """Drop a day of a table."""
+        await self._engine.execute(drop_partition(table, day, self._settings.clickhouse_cluster))
 
     async def gaps(
         self, chosen: UsageFilter, interval: Interval, limit: int, after: tuple[str, int, int]
@@ -287,17 +359,20 @@ class Warehouse:
         return counts
 
 
-def _around(row: Sequence[Any]) -> tuple[Baseline, dict[str, int | None]]:
-    earlier, later, last_us, memory_last_us, memory_last_bytes, *edges = row
-    baseline = Baseline(
-        last_us=last_us,
-        memory_last_us=memory_last_us,
-        memory_last_bytes=memory_last_bytes,
-        last=dict(zip(CUMULATIVE, edges[: len(CUMULATIVE)], strict=True)),
-    )
-    firsts = zip(CUMULATIVE, edges[len(CUMULATIVE) :], strict=True)
-    after: dict[str, int | None] = {str(name): value for name, value in firsts}
-    return (baseline if earlier else Baseline()), (after if later else {})
+def _usage_rows(
+    rows: Sequence[Sequence[Any]], chosen: UsageFilter, interval: Interval, step_ns: int
+) -> list[UsageRow]:
+    return [
+        UsageRow(
+            from_ns=row[0],
+            to_ns=row[0] + step_ns if step_ns else interval.to_ns,
+            tenant_id=chosen.tenant_id,
+            vm_id=row[1],
+            meter=Meter(row[2]),
+            quantity=int(row[3]),
+        )
+        for row in rows
+    ]
 
 
 def _selected(

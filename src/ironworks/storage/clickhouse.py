@@ -1,7 +1,7 @@
-"""ClickHouse: in this process (chDB) today; the same interface for a server later.
+"""ClickHouse in this process (chDB), and what a service asks of any ClickHouse.
 
-Rows go in as blocks of ClickHouse's Native format, made here from numpy arrays, and come out as
-JSON; neither pyarrow nor pandas is imported. Source of the format: ClickHouse, "Native format".
+Rows go in as blocks of the Native format (`native`) and come out as JSON. A server stands behind
+the same interface in `clickhouse_server`.
 
 chDB allows one process a path and one statement at a time, so all statements run in one thread.
 """
@@ -13,18 +13,14 @@ import ctypes
 import importlib.machinery
 import importlib.util
 import json
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
-from ironworks.model.errors import FailedPrecondition, Internal, InvalidRequest, Unavailable
+from ironworks.model.errors import FailedPrecondition, Unavailable
+from ironworks.storage.native import Column, argument, insert_into, native_block
 
 _T = TypeVar("_T")
 _SETTINGS = {
@@ -43,33 +39,22 @@ _SETTINGS = {
 }
 _RTLD_DEEPBIND = 8
 _MADV_PAGEOUT = 21
-_VARINT_MORE = 0x80
-_ALPHABET = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-
-ColumnValues = npt.NDArray[Any] | Sequence[str] | Sequence[int | None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Column:
-    """One column of a block.
-
-    Attributes:
-        name: Its name in the table.
-        kind: ClickHouse type of the values: `String`, `UInt8` … `UInt64`, `Int32`, `Int64`,
-            `Int128`, `FixedString(32)` or `Nullable` of a number. The server converts it to the
-            table's type.
-        values: A numpy array for numbers; strings, or integers and None, else.
-    """
-
-    name: str
-    kind: str
-    values: ColumnValues
+JSON_SETTINGS = " SETTINGS output_format_json_quote_64bit_integers = 0"
+"""64-bit and 128-bit numbers come back exact."""
 
 
 class ClickHouse(Protocol):
-    """What a service asks of ClickHouse."""
+    """What a service asks of ClickHouse.
 
-    async def execute(self, sql: str) -> None:
+    Every method raises `Unavailable` if the engine is not reachable or refuses; what it said stands
+    in the error's context.
+    """
+
+    async def prepare(self, statements: Sequence[str]) -> None:
+        """Run statements that make what is absent, now or as soon as the engine is reachable."""
+        ...
+
+    async def execute(self, sql: str, parameters: Mapping[str, object] | None = None) -> None:
         """Run a statement that answers nothing."""
         ...
 
@@ -84,92 +69,19 @@ class ClickHouse(Protocol):
         ...
 
 
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value >= _VARINT_MORE:
-        out.append(value & (_VARINT_MORE - 1) | _VARINT_MORE)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
+class ClickHouseEngine(ClickHouse, Protocol):
+    """An engine with its life."""
+
+    async def rest(self) -> bool:
+        """Give memory back if nothing ran since the last call; answers whether it did."""
+        ...
+
+    async def close(self) -> None:
+        """Wait for what runs and close the engine."""
+        ...
 
 
-def _string(text: str) -> bytes:
-    raw = text.encode()
-    return _varint(len(raw)) + raw
-
-
-_ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r", "\0": "\\0"})
-_WIDTHS = {
-    "UInt8": "<u1", "UInt16": "<u2", "UInt32": "<u4", "UInt64": "<u8",
-    "Int8": "<i1", "Int16": "<i2", "Int32": "<i4", "Int64": "<i8",
-}  # fmt: skip
-_INT128_BYTES = 16
-
-
-def _strings(values: Sequence[str]) -> bytes:
-    # Runs of one value are the rule: all rows of a window name the same VM.
-    encoded: dict[str, bytes] = {value: _string(value) for value in set(values)}
-    if len(encoded) == 1:
-        return next(iter(encoded.values())) * len(values)
-    return b"".join([encoded[value] for value in values])
-
-
-def _numbers(kind: str, values: ColumnValues) -> bytes:
-    if kind == "Int128":
-        whole = cast("Sequence[int]", values)
-        return b"".join(
-            [int(value).to_bytes(_INT128_BYTES, "little", signed=True) for value in whole]
-        )
-    return np.ascontiguousarray(values, dtype=_WIDTHS[kind]).tobytes()
-
-
-def _body(kind: str, values: ColumnValues) -> bytes:
-    if kind == "String":
-        return _strings(cast("Sequence[str]", values))
-    if kind.startswith("Nullable("):
-        optional = cast("Sequence[int | None]", values)
-        nulls = bytes([value is None for value in optional])
-        return nulls + _numbers(kind[9:-1], [value or 0 for value in optional])
-    return _numbers(kind, values)
-
-
-def native_block(columns: Sequence[Column]) -> bytes:
-    """One block of the Native format.
-
-    Raises:
-        InvalidRequest: columns of different length, or a kind that is not written here.
-    """
-    lengths = {len(column.values) for column in columns}
-    if len(lengths) != 1:
-        raise InvalidRequest("The columns of a block must be of one length.")
-    parts = [_varint(len(columns)), _varint(lengths.pop())]
-    for column in columns:
-        try:
-            body = _body(column.kind, column.values)
-        except KeyError:
-            raise InvalidRequest(f"Columns of type {column.kind} are not written.") from None
-        parts += [_string(column.name), _string(column.kind), body]
-    return b"".join(parts)
-
-
-def _quoted(value: object) -> str:
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-        return f"'{escaped}'"
-    return str(value)
-
-
-def _argument(value: object) -> object:
-    """A parameter's value as the server parses it: arrays are written out, text is escaped."""
-    if isinstance(value, list | tuple):
-        items = cast("Sequence[object]", value)
-        return "[" + ",".join(_quoted(item) for item in items) + "]"
-    if isinstance(value, str):
-        return value.translate(_ESCAPES)
-    return value
-
-
-def _load_engine() -> Any:
+def load_engine() -> Any:
     """The extension module of chDB, without the package around it.
 
     `import chdb` also imports pyarrow and opens a second database in memory: 40 MiB for nothing.
@@ -225,7 +137,7 @@ class ChdbEngine:
         await self._run(self._open)
 
     def _open(self) -> None:
-        engine = _load_engine()
+        engine = load_engine()
         self._directory.mkdir(parents=True, exist_ok=True)
         query = "&".join(f"{name}={value}" for name, value in _SETTINGS.items())
         try:
@@ -247,23 +159,26 @@ class ChdbEngine:
         await asyncio.get_running_loop().run_in_executor(self._thread, _return_load_pages)
         return True
 
-    async def execute(self, sql: str) -> None:
+    async def prepare(self, statements: Sequence[str]) -> None:
+        """Run statements that make what is absent."""
+        for statement in statements:
+            await self.execute(statement)
+
+    async def execute(self, sql: str, parameters: Mapping[str, object] | None = None) -> None:
         """Run a statement that answers nothing."""
-        await self._run(lambda: self._connection.query(sql, "Null"))
+        arguments = {name: argument(value) for name, value in (parameters or {}).items()}
+        await self._run(lambda: self._connection.query(sql, "Null", params=arguments))
 
     async def insert(self, table: str, columns: Sequence[Column]) -> int:
         """Append rows as one block."""
-        for name in (table, *(column.name for column in columns)):
-            if not _ALPHABET.fullmatch(name):
-                raise Internal(f"{name!r} is not the name of a table or column.")
+        statement = insert_into(table, columns)
         if not columns or not len(columns[0].values):
             return 0
-        names = ", ".join(column.name for column in columns)
-        return await self._run(lambda: self._insert(table, names, columns))
+        return await self._run(lambda: self._insert(statement, columns))
 
-    def _insert(self, table: str, names: str, columns: Sequence[Column]) -> int:
+    def _insert(self, statement: str, columns: Sequence[Column]) -> int:
         block = native_block(columns)
-        handle = self._connection.send_insert(f"INSERT INTO {table} ({names})", "Native")
+        handle = self._connection.send_insert(statement, "Native")
         try:
             self._connection.insert_append(handle, block)
         except BaseException:
@@ -275,11 +190,12 @@ class ChdbEngine:
         self, sql: str, parameters: Mapping[str, object] | None = None
     ) -> list[list[Any]]:
         """Run a query; 64-bit and 128-bit numbers come back exact."""
-        arguments = {name: _argument(value) for name, value in (parameters or {}).items()}
+        arguments = {name: argument(value) for name, value in (parameters or {}).items()}
 
         def work() -> list[list[Any]]:
-            settings = " SETTINGS output_format_json_quote_64bit_integers = 0"
-            answer = self._connection.query(sql + settings, "JSONCompactEachRow", params=arguments)
+            answer = self._connection.query(
+                sql + JSON_SETTINGS, "JSONCompactEachRow", params=arguments
+            )
             return [json.loads(line) for line in answer.bytes().splitlines()]
 
         return await self._run(work)

@@ -1,36 +1,32 @@
-"""aggregatord's use cases on a real chDB and a real SQLite, without a server around them."""
+"""aggregatord's use cases on a real ClickHouse and a real database, without a server around."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
-from ironworks.aggregatord.app import Usage
-from ironworks.aggregatord.ingest import Ingest, Outcome
-from ironworks.aggregatord.rollup import Rollup
+from ironworks.aggregatord.ingest import Outcome
+from ironworks.aggregatord.service import Core, build
 from ironworks.aggregatord.tables import METADATA
 from ironworks.aggregatord.types import AggregatordSettings
 from ironworks.aggregatord.warehouse import Warehouse
 from ironworks.gen.ironworks.aggregatord.v1 import batch_pb
-from ironworks.storage.clickhouse import ChdbEngine
+from ironworks.storage.clickhouse import ChdbEngine, ClickHouseEngine
 from ironworks.storage.sql import Database, sqlite_url
 from ironworks.testkit.clock import FakeClock
 from ironworks.testkit.metering import EPOCH_AT_NS, batch
 
+LASTING_DAYS = 20_000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Aggregator:
+class Aggregator(Core):
     """The parts of one aggregatord."""
 
     clock: FakeClock
-    engine: ChdbEngine
-    database: Database
-    warehouse: Warehouse
-    ingest: Ingest
-    rollup: Rollup
-    usage: Usage
 
     async def submit(self, windows: Sequence[batch_pb.Window], batch_id: str = "") -> Outcome:
         """Take a batch of windows in."""
@@ -43,40 +39,37 @@ class Aggregator:
 
 
 @asynccontextmanager
-async def aggregator(directory: Path) -> AsyncGenerator[Aggregator]:
-    """An aggregatord on this directory; what is in it is taken up. Its clock stands still."""
+async def aggregator(
+    directory: Path, *, engine: ClickHouseEngine | None = None, database_url: str = ""
+) -> AsyncGenerator[Aggregator]:
+    """An aggregatord on this directory; what is in it is taken up. Its clock stands still.
+
+    Args:
+        directory: Where ledger and usage are, unless these say something else:
+        engine: A ClickHouse; it is closed in the end.
+        database_url: A relational database, with or without the ledger's tables.
+    """
     settings = AggregatordSettings(data_dir=directory)
     clock = FakeClock(EPOCH_AT_NS)
-    database = Database(sqlite_url(directory / "ledger.sqlite"))
+    database = Database(database_url or sqlite_url(directory / "ledger.sqlite"))
     # A migrated database equals this one: tests/style proves it.
     METADATA.create_all(database.engine)
-    engine = ChdbEngine(directory / "usage")
-    await engine.open()
+    if engine is None:
+        engine = ChdbEngine(directory / "usage")
+        await engine.open()
+    # The engine expires by the real clock, and tests live in the past.
+    kept = ("usage_raw_days", "usage_hourly_days", "usage_daily_days")
+    lasting = settings.model_copy(update=dict.fromkeys(kept, LASTING_DAYS))
     try:
-        # The engine expires by the real clock, and tests live in the past.
-        lasting = settings.model_copy(
-            update={
-                "usage_raw_days": 20_000,
-                "usage_hourly_days": 20_000,
-                "usage_daily_days": 20_000,
-            }
-        )
-        warehouse = Warehouse(engine, lasting)
-        await warehouse.prepare()
-        rollup = Rollup(database=database, warehouse=warehouse)
-        usage = Usage(
-            database=database, warehouse=warehouse, rollup=rollup, clock=clock, settings=settings
-        )
-        await usage.begin()
-        yield Aggregator(
+        core = await build(
+            settings=settings,
+            database=database,
+            warehouse=Warehouse(engine, lasting),
             clock=clock,
             engine=engine,
-            database=database,
-            warehouse=warehouse,
-            ingest=Ingest(database=database, warehouse=warehouse, clock=clock, settings=settings),
-            rollup=rollup,
-            usage=usage,
         )
+        parts: dict[str, Any] = {field.name: getattr(core, field.name) for field in fields(core)}
+        yield Aggregator(**parts)
     finally:
         await engine.close()
         database.close()

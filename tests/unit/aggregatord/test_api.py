@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from ironworks.gen.ironworks.common.v1 import common_pb
 from ironworks.model.errors import InvalidRequest, NotFound, PermissionDenied
 from ironworks.runtime.identity import Caller
 from ironworks.runtime.identity.caller import caller_var
+from ironworks.runtime.tasks import Tasks
 from ironworks.testkit.aggregator import Aggregator
 from ironworks.testkit.metering import EPOCH_AT_NS, batch, window
 
@@ -61,7 +63,7 @@ def test_a_user_without_tenant_sees_nothing() -> None:
 
 
 async def test_usage_on_the_wire_is_exact_decimal(made: Aggregator) -> None:
-    served = api.UsageHandlers(made.usage)
+    served = api.UsageHandlers(made.usage, made.live)
     await made.submit([window(range(600)), window(range(600), vm_id="vm_9", tenant_id="tnt_b")])
     answer = await served.get_usage(
         pb.GetUsageRequest(
@@ -79,7 +81,7 @@ async def test_usage_on_the_wire_is_exact_decimal(made: Aggregator) -> None:
 
 
 async def test_completeness_and_gaps_come_in_pages(made: Aggregator) -> None:
-    served = api.UsageHandlers(made.usage)
+    served = api.UsageHandlers(made.usage, made.live)
     late = GapReason.SAMPLER_LATE
     await made.submit([window([0, 2, 4, 6], gaps=[(1, 1, late), (3, 3, late), (5, 5, late)])])
     whole = await served.get_completeness(pb.GetCompletenessRequest(interval=DAY), CTX)
@@ -123,11 +125,12 @@ async def test_an_invoice_on_the_wire_explains_each_amount(made: Aggregator) -> 
 
 
 async def test_batches_and_what_of_them_is_quarantined(made: Aggregator) -> None:
-    served = api.BatchHandlers(made.ingest, made.database)
+    served = made.batches
     false = [
         window(range(20), vm_id=f"vm_x{one}", values={"cpu_ns": [n * 10**12 for n in range(20)]})
         for one in range(3)
     ]
+    caller_var.set(Caller(kind="service", subject="billaged"))
     request = batch([window(range(5)), *false])
     answer = await served.submit_batch(request, CTX)
     assert (answer.outcome, answer.windows_accepted) == (batch_pb.BatchOutcome.ACCEPTED, 1)
@@ -151,3 +154,85 @@ async def test_batches_and_what_of_them_is_quarantined(made: Aggregator) -> None
         if not token:
             break
     assert sorted(seen) == ["vm_x0", "vm_x1", "vm_x2"]
+
+
+async def test_a_decision_names_the_operator_who_took_it(made: Aggregator) -> None:
+    await made.submit([window(range(5), values={"cpu_ns": [n * 10**12 for n in range(5)]})])
+    caller_var.set(OPERATOR)
+    resolved = await made.batches.resolve_quarantined_window(
+        batch_pb.ResolveQuarantinedWindowRequest(
+            window_id="win_vm_1_1_0",
+            state=batch_pb.QuarantineState.REJECTED,
+            note=" a test ",
+            idempotency_key="k",
+        ),
+        CTX,
+    )
+    assert (resolved.resolved_by, resolved.note) == ("op", "a test")
+    assert resolved.state is batch_pb.QuarantineState.REJECTED
+
+
+async def test_live_samples_reach_the_stream_of_their_tenant(made: Aggregator) -> None:
+    served = api.UsageHandlers(made.usage, made.live)
+
+    def vm(seconds: int, cpu_ns: int) -> batch_pb.LiveVm:
+        at_ns = EPOCH_AT_NS + seconds * 10**9
+        return batch_pb.LiveVm(
+            vm_id="vm_1", tenant_id="tnt_a", vcpus=1, at_ns=at_ns, seq=seconds, cpu_ns=cpu_ns
+        )
+
+    async with Tasks() as tasks:
+        stream = served.stream_usage(pb.StreamUsageRequest(), CTX)
+
+        async def listen() -> pb.StreamUsageResponse:
+            return await anext(stream)
+
+        first = tasks.start(listen(), name="listen")
+        await asyncio.sleep(0)
+        caller_var.set(Caller(kind="service", subject="billaged"))
+        for report in (vm(0, 5), vm(1, 12)):
+            request = batch_pb.ReportLiveRequest(host_id="hst_test", vms=[report])
+            answer = await made.batches.report_live(request, CTX)
+            assert 0 < answer.next_after_ms <= 1500
+        rows = (await first).rows
+    assert {row.meter: row.quantity for row in rows} == {
+        pb.Meter.VCPU_PROVISIONED: str(10**9),
+        pb.Meter.VCPU_USED: "7",
+    }
+    with pytest.raises(PermissionDenied):
+        await made.batches.report_live(batch_pb.ReportLiveRequest(host_id="hst_b"), CTX)
+
+
+@pytest.mark.parametrize("kind", [pb.ExportFormat.CSV, pb.ExportFormat.PARQUET])
+async def test_an_export_is_a_file_of_the_tenant_s_own_rows(
+    made: Aggregator, kind: pb.ExportFormat
+) -> None:
+    served = api.UsageHandlers(made.usage, made.live)
+    await made.submit([window(range(600)), window(range(600), vm_id="vm_9", tenant_id="tnt_b")])
+    request = pb.ExportUsageRequest(interval=DAY, by_vm=True, format=kind)
+    chunks = [one.chunk async for one in served.export_usage(request, CTX)]
+    file = b"".join(chunks)
+    assert file.startswith(b"from," if kind == pb.ExportFormat.CSV else b"PAR1")
+    assert b"vm_1" in file
+    assert b"vm_9" not in file
+    with pytest.raises(InvalidRequest, match="format"):
+        await anext(served.export_usage(pb.ExportUsageRequest(interval=DAY), CTX))
+
+
+async def test_adjustments_come_in_pages(made: Aggregator) -> None:
+    served = api.UsageHandlers(made.usage, made.live)
+    await made.clock.advance(4 * 86_400)
+    await made.submit([window(range(600))])
+    seen: list[pb.Meter] = []
+    token = ""
+    while True:
+        page = common_pb.PageRequest(page_size=4, page_token=token)
+        request = pb.ListAdjustmentsRequest(interval=DAY, page=page)
+        answer = await served.list_adjustments(request, CTX)
+        seen += [one.meter for one in answer.adjustments]
+        assert {one.settled_quantity for one in answer.adjustments} == {"0"}
+        token = answer.page.next_page_token if answer.page else ""
+        if not token:
+            break
+    assert seen == sorted(set(seen))
+    assert len(seen) == 9

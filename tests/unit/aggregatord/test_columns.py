@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 from ironworks.aggregatord import columns, decode, metering
-from ironworks.aggregatord.types import Summary, UsageRecord, VmEpoch, Window
+from ironworks.aggregatord.types import Baseline, StoredWindow, UsageRecord, VmEpoch, Window
 from ironworks.gen.ironworks.aggregatord.v1 import batch_pb
 from ironworks.gen.ironworks.aggregatord.v1.usage_pb import Meter
 from ironworks.gen.ironworks.billaged.v1.samples_pb import GapReason
-from ironworks.storage.clickhouse import Column
+from ironworks.storage.native import Column
 from ironworks.testkit.aggregator import Aggregator
 from ironworks.testkit.metering import EPOCH_AT_NS, window
 
@@ -21,15 +21,17 @@ def by_name(made: list[Column]) -> dict[str, list[object]]:
 
 
 async def test_a_summary_comes_back_as_it_was(made: Aggregator) -> None:
-    summaries: list[Summary] = [
-        metering.summarise(decoded(raw))
-        for raw in (window([1, 2, 5]), window([7], vm_id="vm_2", absent_mask=[0b011111]))
+    raws = (window([1, 2, 5]), window([7], vm_id="vm_2", absent_mask=[0b011111]))
+    summaries = [metering.summarise(decoded(raw)) for raw in raws]
+    stored = [
+        StoredWindow(summary=one, growth=metering.growth(one, Baseline()), version=7)
+        for one in summaries
     ]
-    assert await made.engine.insert("window_usage", columns.summary_columns(summaries)) == 2
+    assert await made.engine.insert("windows", columns.window_columns(stored)) == 2
     rows = await made.engine.rows(
-        f"SELECT {', '.join(columns.SUMMARY_NAMES)} FROM window_usage ORDER BY vm_id"  # noqa: S608
+        f"SELECT {', '.join(columns.WINDOW_NAMES)} FROM windows ORDER BY vm_id"  # noqa: S608
     )
-    assert [columns.summary_of(row) for row in rows] == summaries
+    assert [columns.window_of(row) for row in rows] == stored
 
 
 def test_a_sample_is_a_row() -> None:

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
+
 from ironworks.aggregatord import decide
 from ironworks.aggregatord.app import default_plan
-from ironworks.aggregatord.types import DAY_NS, Interval, PriceVersion
+from ironworks.aggregatord.types import DAY_NS, HOUR_NS, Interval, PriceVersion
 from ironworks.gen.ironworks.billaged.v1.samples_pb import GapReason
 
 
@@ -68,3 +70,27 @@ def test_reasons_add_up_to_what_is_missing() -> None:
     assert decide.explain_missing(7, 4, {late: 2}) == {late: 2, quarantined: 4, unknown: 1}
     assert decide.explain_missing(1, 0, {late: 1, unknown: 3}) == {late: 1}
     assert decide.explain_missing(0, 0, {late: 2}) == {}
+
+
+def test_a_day_is_settled_when_its_grace_period_has_ended() -> None:
+    end_ns = 2 * DAY_NS + 48 * HOUR_NS
+    assert not decide.is_settled(2 * DAY_NS - 1, end_ns - 1, 48)
+    assert decide.is_settled(DAY_NS, end_ns, 48)
+    assert not decide.is_settled(2 * DAY_NS, end_ns, 48)
+
+
+@pytest.mark.parametrize(
+    ("values", "count", "expected"),
+    [
+        ([], 0, 0),
+        ([], 100, 0),
+        ([7], 1, 7),
+        (list(range(1, 101)), 100, 95),
+        ([9] * 5, 100, 0),
+        ([9] * 6, 100, 9),
+        ([5, 1, 3], 20, 3),
+        ([5, 1], 21, 1),
+    ],
+)
+def test_of_a_hundred_rates_five_are_free(values: list[int], count: int, expected: int) -> None:
+    assert decide.percentile_95(values, count) == expected

@@ -4,16 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from ironworks.aggregatord import store
+from ironworks.aggregatord import quarantine_store, store
 from ironworks.aggregatord.types import Interval, UsageFilter
+from ironworks.gen.ironworks.aggregatord.v1 import batch_pb
 from ironworks.gen.ironworks.aggregatord.v1.batch_pb import QuarantineReason
 from ironworks.gen.ironworks.billaged.v1 import samples_pb
-from ironworks.model.errors import AlreadyExists, InvalidRequest, Unavailable
+from ironworks.model.errors import AlreadyExists, InvalidRequest, PermissionDenied, Unavailable
 from ironworks.model.pages import PageSpec
 from ironworks.model.units import NS_PER_DAY
+from ironworks.runtime.identity import Caller
 from ironworks.testkit.aggregator import Aggregator, aggregator
 from ironworks.testkit.metering import EPOCH_AT_NS, batch, reading, window
 
+LATE = samples_pb.GapReason.SAMPLER_LATE
 MINE = UsageFilter(tenant_id="tnt_a")
 DAY = Interval(
     from_ns=EPOCH_AT_NS // NS_PER_DAY * NS_PER_DAY,
@@ -61,7 +64,7 @@ async def test_a_batch_of_the_same_id_with_other_content_is_quarantined_and_alar
         await made.submit([forged], "bat_one")
     assert await made.count("quarantine") == 1
     [row] = await made.database.read(
-        lambda c: store.quarantined(c, "tnt_a", "", 0, PageSpec(size=10))
+        lambda c: quarantine_store.quarantined(c, "tnt_a", "", 0, PageSpec(size=10))
     )
     assert row["reason"] == QuarantineReason.CONFLICT
     assert await made.count("raw_samples") == 10
@@ -178,4 +181,107 @@ async def test_a_death_between_the_data_and_the_claim_changes_nothing(
         assert not outcome.duplicate
         assert len(outcome.accepted) == 1
         assert await second.count("raw_samples") == 10
-        assert await second.count("window_usage") == 1
+        assert await second.count("windows") == 1
+
+
+async def test_a_host_brings_its_own_batches_only(made: Aggregator) -> None:
+    bound = Caller(kind="service", subject="billaged", host_id="hst_1")
+    await made.ingest.check_host(bound, "hst_1")
+    with pytest.raises(PermissionDenied, match="ships for hst_1"):
+        await made.ingest.check_host(bound, "hst_2")
+
+
+async def test_this_machine_s_billaged_ships_for_the_host_it_named_first(
+    made: Aggregator,
+) -> None:
+    own = Caller(kind="service", subject="billaged")
+    await made.ingest.check_host(own, "hst_1")
+    await made.ingest.check_host(own, "hst_1")
+    with pytest.raises(PermissionDenied):
+        await made.ingest.check_host(own, "hst_2")
+
+
+@pytest.mark.parametrize("days", [-1, 1])
+async def test_a_clock_that_jumps_a_day_is_quarantined(made: Aggregator, days: int) -> None:
+    await made.clock.advance(3 * 86_400)
+    await made.submit([window(range(10))])
+    jumped = window(range(10, 20), start_at_ns=EPOCH_AT_NS + days * NS_PER_DAY)
+    outcome = await made.submit([jumped])
+    [refused] = outcome.refused
+    assert refused.window.finding.reason is QuarantineReason.CLOCK
+    assert "set by" in refused.window.finding.detail
+    honest = window(range(20, 30))
+    assert len((await made.submit([honest])).accepted) == 1
+
+
+NAN = 0x7FF8 << 48
+
+
+@pytest.mark.parametrize(
+    ("odd", "reason"),
+    [
+        (window([1, 2], values={"cpu_ns": [NAN, NAN]}), QuarantineReason.MALFORMED),
+        (window([1, 2], values={"memory_bytes": [NAN, NAN]}), QuarantineReason.MEMORY_EXCEEDED),
+        (
+            window([1, 2], values={"disk_read_bytes": [(1 << 64) - 5, (1 << 64) - 4]}),
+            QuarantineReason.MALFORMED,
+        ),
+        (window([1, 2], vm_id="'; DROP"), QuarantineReason.IDENTITY),
+        (window([1, 2], tenant_id="nobody"), QuarantineReason.IDENTITY),
+        (window([1, 2], attached_seq=2), QuarantineReason.SEQUENCE),
+        (window([1, 2], attached_seq=-1), QuarantineReason.SEQUENCE),
+        (window([3], gaps=[(5, 9, LATE)]), QuarantineReason.MALFORMED),
+        (window([3, 4], gaps=[(1, 3, LATE)]), QuarantineReason.MALFORMED),
+        (window([9], gaps=[(1, 5, LATE), (4, 6, LATE)]), QuarantineReason.MALFORMED),
+        (window([1], boot_epoch=-1), QuarantineReason.MALFORMED),
+        (window([1], vcpus=33), QuarantineReason.MALFORMED),
+        (window([1], memory_limit_bytes=0), QuarantineReason.MALFORMED),
+    ],
+)
+async def test_what_cannot_be_is_quarantined(
+    made: Aggregator, odd: batch_pb.Window, reason: QuarantineReason
+) -> None:
+    outcome = await made.submit([odd, window(range(5), vm_id="vm_honest")])
+    assert [one.window.finding.reason for one in outcome.refused] == [reason]
+    assert len(outcome.accepted) == 1
+    assert await made.count("quarantine") == 1
+
+
+async def test_a_late_window_is_billed_and_after_the_grace_period_an_adjustment(
+    made: Aggregator,
+) -> None:
+    await made.submit([window(range(10)), window(range(20, 30))])
+    await made.clock.advance(86_400)
+    assert (await made.submit([window(range(10, 15))], "bat_in_time")).windows_late == 0
+    whole = await made.usage.usage(MINE, DAY)
+    assert await made.usage.adjustments(MINE, DAY, 10, (-1, "", 0, 0)) == []
+    await made.clock.advance(2 * 86_400)
+    late = window(range(30, 40))
+    outcome = await made.submit([late], "bat_late")
+    assert outcome.windows_late == 1
+    now = {row.meter: row.quantity for row in await made.usage.usage(MINE, DAY)}
+    before = {row.meter: row.quantity for row in whole}
+    found = await made.usage.adjustments(MINE, DAY, 20, (-1, "", 0, 0))
+    assert {one.meter: one.adjustment for one in found} == {
+        meter: quantity - before[meter] for meter, quantity in now.items()
+    }
+    assert {one.meter: one.settled for one in found} == before
+    batch_in_ledger = await made.database.read(lambda c: store.get_batch(c, "bat_late"))
+    assert batch_in_ledger is not None
+    assert batch_in_ledger.windows_late == 1
+
+
+async def test_a_window_that_is_late_by_more_than_raw_samples_are_kept_is_billed(
+    made: Aggregator,
+) -> None:
+    await made.clock.advance(20 * 86_400)
+    assert len((await made.submit([window(range(10))])).accepted) == 1
+    await made.clock.advance(80 * 86_400)
+    outcome = await made.submit([window(range(10), vm_id="vm_2")])
+    assert [one.window.finding.reason for one in outcome.refused] == [QuarantineReason.CLOCK]
+
+
+async def test_the_ledger_has_a_copy_beside_the_data(made: Aggregator) -> None:
+    await made.submit([window(range(10))], "bat_1")
+    rows = await made.engine.rows("SELECT batch_id, samples_accepted FROM ledger FINAL")
+    assert rows == [["bat_1", 10]]

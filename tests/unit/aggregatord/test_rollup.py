@@ -52,7 +52,7 @@ async def test_a_death_in_the_middle_is_made_good(
         async def dies(*_: object) -> None:
             raise Unavailable("killed between hours and days")
 
-        monkeypatch.setattr(first.warehouse, "hours_of_days", dies)
+        monkeypatch.setattr(first.warehouse, "roll_days", dies)
         with pytest.raises(Unavailable):
             await first.rollup.step()
     async with aggregator(tmp_path) as second:

@@ -4,7 +4,7 @@ import pytest
 
 from ironworks.aggregatord import decode, metering, store
 from ironworks.aggregatord.store import AcceptedWindow, LedgerBatch
-from ironworks.aggregatord.types import HOUR_NS, VmEpoch, Window
+from ironworks.aggregatord.types import HOUR_NS, Baseline, Frontier, VmEpoch, Window
 from ironworks.gen.ironworks.aggregatord.v1 import batch_pb
 from ironworks.model.errors import Aborted
 from ironworks.testkit.aggregator import Aggregator
@@ -16,7 +16,9 @@ KEY = VmEpoch("vm_1", 1)
 def accepted(raw: batch_pb.Window) -> AcceptedWindow:
     made = decode.window_of(raw)
     assert isinstance(made, Window)
-    return AcceptedWindow(window=made, summary=metering.summarise(made))
+    summary = metering.summarise(made)
+    growth = metering.growth(summary, Baseline())
+    return AcceptedWindow(window=made, summary=summary, growth=growth)
 
 
 async def put(made: Aggregator, batch_id: str, *raws: batch_pb.Window) -> None:
@@ -45,9 +47,8 @@ async def test_a_batch_enters_the_ledger_once(made: Aggregator) -> None:
         lambda c: store.known_windows(c, ["win_vm_1_1_0", "win_vm_1_1_3"] + ["x"] * 2000)
     )
     assert set(known) == {"win_vm_1_1_0"}
-    assert await made.database.read(lambda c: store.tenants_of(c, ["vm_1", "vm_2"])) == {
-        "vm_1": "tnt_a"
-    }
+    owners = await made.database.read(lambda c: store.owners_of(c, ["vm_1", "vm_2"]))
+    assert owners == {"vm_1": ("tnt_a", "hst")}
 
 
 async def test_numbers_that_no_window_has_are_free(made: Aggregator) -> None:
@@ -75,14 +76,37 @@ async def test_an_hour_that_became_dirty_again_stays_dirty(made: Aggregator) -> 
     assert await made.database.read(lambda c: store.dirty_hours(c, 10)) == []
 
 
-async def test_a_late_window_makes_the_hour_of_the_next_one_dirty_too(made: Aggregator) -> None:
+async def test_windows_that_were_rewritten_make_their_hours_dirty_too(made: Aggregator) -> None:
     next_hour = (HOUR_NS - EPOCH_AT_NS % HOUR_NS) // 100_000_000
-    await put(made, "bat_1", window(range(next_hour, next_hour + 3)))
-    done = await made.database.read(lambda c: store.dirty_hours(c, 10))
-    await made.database.write(lambda c: store.clean_hours(c, done))
-    await put(made, "bat_2", window(range(3)))
+    later = accepted(window(range(next_hour, next_hour + 3))).summary
+    changes = store.Changes(rewritten=[later])
+    one = accepted(window(range(3)))
+    await put(made, "bat_1")
+    await made.database.write(lambda c: store.put_windows(c, "bat_1", "hst", [one], changes))
     dirty = await made.database.read(lambda c: store.dirty_hours(c, 10))
-    assert [one.hour_ns - EPOCH_AT_NS // HOUR_NS * HOUR_NS for one in dirty] == [0, HOUR_NS]
+    first_ns = EPOCH_AT_NS // HOUR_NS * HOUR_NS
+    assert [one.hour_ns - first_ns for one in dirty] == [0, HOUR_NS]
+    assert await made.database.read(lambda c: store.has_dirty_hours(c, first_ns, first_ns + 1))
+    assert not await made.database.read(lambda c: store.has_dirty_hours(c, 0, first_ns))
+
+
+async def test_where_an_epoch_ends_is_remembered(made: Aggregator) -> None:
+    baseline = metering.after(Baseline(), accepted(window([3, 4])).summary)
+    end = Frontier(last_seq=4, baseline=baseline)
+    for ends in ({KEY: Frontier(last_seq=1, baseline=Baseline())}, {KEY: end}):
+        await made.database.write(lambda c, ends=ends: store.put_frontiers(c, ends))
+    other = VmEpoch("vm_1", 2)
+    assert await made.database.read(lambda c: store.frontiers(c, [KEY, other])) == {KEY: end}
+    before_ns = baseline.end_at_ns or 0
+    assert await made.database.write(lambda c: store.forget_epochs(c, before_ns)) == 0
+    assert await made.database.write(lambda c: store.forget_epochs(c, before_ns + 1)) == 1
+
+
+async def test_a_credential_ships_for_the_host_it_was_bound_to_last(made: Aggregator) -> None:
+    assert await made.database.read(lambda c: store.host_of(c, "billaged")) is None
+    for host in ("hst_1", "hst_2"):
+        await made.database.write(lambda c, host=host: store.bind_host(c, "billaged", host))
+    assert await made.database.read(lambda c: store.host_of(c, "billaged")) == "hst_2"
 
 
 async def test_numbers_go_on(made: Aggregator) -> None:

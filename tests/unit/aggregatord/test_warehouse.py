@@ -4,9 +4,13 @@ from ironworks.aggregatord import decode, metering
 from ironworks.aggregatord.types import (
     CUMULATIVE,
     DAY_NS,
+    HOUR_NS,
+    UNITS,
+    Baseline,
+    Growth,
     Interval,
+    StoredWindow,
     UsageFilter,
-    UsageRecord,
     VmEpoch,
     Window,
 )
@@ -16,6 +20,7 @@ from ironworks.testkit.aggregator import Aggregator
 from ironworks.testkit.metering import EPOCH_AT_NS, reading, window
 
 DAY = EPOCH_AT_NS // DAY_NS * DAY_NS
+HOUR = EPOCH_AT_NS // HOUR_NS * HOUR_NS
 KEY, OTHER = VmEpoch("vm_1", 1), VmEpoch("vm_1", 2)
 
 
@@ -25,10 +30,14 @@ async def put(made: Aggregator, *raws: batch_pb.Window) -> None:
         one = decode.window_of(raw)
         assert isinstance(one, Window)
         windows.append(one)
-    await made.warehouse.put_windows(windows, [metering.summarise(one) for one in windows])
+    summaries = [metering.summarise(one) for one in windows]
+    await made.warehouse.put_windows(
+        windows,
+        [StoredWindow(summary=one, growth=metering.growth(one, Baseline())) for one in summaries],
+    )
 
 
-async def test_what_is_around_an_interval(made: Aggregator) -> None:
+async def test_what_is_before_and_behind_a_number(made: Aggregator) -> None:
     await put(
         made,
         window(range(5)),
@@ -37,56 +46,68 @@ async def test_what_is_around_an_interval(made: Aggregator) -> None:
         window([40]),
         window(range(3), boot_epoch=2),
     )
-    around = await made.warehouse.around({KEY: (10, 19), OTHER: (100, 100)})
-    before, after = around[KEY]
+    before = await made.warehouse.before(KEY, 10)
     assert before.last_us == 9 * 100_000 + 100
+    assert (before.last_seq, before.end_at_ns) == (9, EPOCH_AT_NS + 900_000_000)
     assert before.last["cpu_ns"] == reading("cpu_ns", 4), "the last one that was read"
     assert before.last["disk_read_bytes"] == reading("disk_read_bytes", 9)
     assert before.memory_last_bytes == reading("memory_bytes", 9)
-    assert after == {name: reading(name, 20) for name in CUMULATIVE}
-    before, after = around[OTHER]
-    assert before.last["cpu_ns"] == reading("cpu_ns", 2)
-    assert after == {}
+    assert (await made.warehouse.before(OTHER, 100)).last["cpu_ns"] == reading("cpu_ns", 2)
+    behind = await made.warehouse.following(KEY, 9, 10)
+    assert [one.summary.first_seq for one in behind] == [20, 40]
+    assert len(await made.warehouse.following(KEY, -1, 2)) == 2
 
 
 async def test_before_everything_nothing_is_known(made: Aggregator) -> None:
     await put(made, window(range(20, 30)))
-    assert await made.warehouse.around({}) == {}
-    assert await made.warehouse.around({VmEpoch("vm_x", 1): (0, 1)}) == {}
-    before, after = (await made.warehouse.around({KEY: (0, 19)}))[KEY]
-    assert before.last_us is None
-    assert before.last == {}
-    assert after["cpu_ns"] == reading("cpu_ns", 20)
-    assert await made.warehouse.around({KEY: (20, 29)}) == {}, "a window is not around itself"
+    assert await made.warehouse.before(VmEpoch("vm_x", 1), 5) == Baseline()
+    assert await made.warehouse.before(KEY, 20) == Baseline(), "a window is not before itself"
 
 
 async def test_rows_that_come_again_are_the_same_rows(made: Aggregator) -> None:
     for _ in range(3):
         await put(made, window(range(5)))
     assert await made.count("raw_samples") == 5
-    assert await made.count("window_usage") == 1
+    assert await made.count("windows") == 1
 
 
-async def test_the_highest_version_counts(made: Aggregator) -> None:
-    def record(quantity: int) -> UsageRecord:
-        return UsageRecord(
-            tenant_id="tnt_a",
-            deployment_id="dep_1",
-            key=KEY,
-            start_ns=DAY,
-            quantities={Meter.DISK_READ: quantity},
-        )
+async def test_the_growth_that_was_computed_last_counts(made: Aggregator) -> None:
+    one = decode.window_of(window(range(5)))
+    assert isinstance(one, Window)
+    summary = metering.summarise(one)
+    for version, elapsed_us in ((2, 7), (3, 9), (1, 5)):
+        growth = Growth(elapsed_us=elapsed_us, held_byte_us=0, grown=dict.fromkeys(CUMULATIVE, 0))
+        stored = StoredWindow(summary=summary, growth=growth, version=version)
+        await made.warehouse.put_windows([], [stored])
+    [found] = await made.warehouse.following(KEY, -1, 10)
+    assert (found.growth.elapsed_us, found.version) == (9, 3)
 
-    for version, quantity in ((2, 1 << 90), (3, 7), (1, 5)):
-        await made.warehouse.put_usage("daily_usage", [record(quantity)], version)
+
+async def test_the_highest_version_of_a_rollup_counts(made: Aggregator) -> None:
+    for version, last in ((1, 5), (2, 9)):
+        await put(made, window(range(last)))
+        await made.warehouse.roll_hours(["vm_1"], [HOUR], version)
+        await made.warehouse.roll_days(["vm_1"], [DAY], version)
     rows = await made.warehouse.usage(
         "daily_usage",
-        UsageFilter(tenant_id="tnt_a", deployment_id="dep_1"),
+        UsageFilter(tenant_id="tnt_a"),
         Interval(from_ns=DAY, to_ns=DAY + DAY_NS),
         by_vm=True,
         step_ns=DAY_NS,
     )
-    assert [(row.vm_id, row.meter, row.quantity) for row in rows] == [("vm_1", Meter.DISK_READ, 7)]
+    read = {row.meter: row.quantity for row in rows}
+    assert read[Meter.DISK_READ] == reading("disk_read_bytes", 8)
+    assert await made.count("hourly_usage") == len(UNITS)
+
+
+async def test_samples_that_are_not_what_windows_say_do_not_reconcile(made: Aggregator) -> None:
+    await put(made, window(range(5)), window(range(5), vm_id="vm_2", absent_mask=[0b000100] * 5))
+    assert await made.warehouse.unreconciled(DAY) == []
+    await made.engine.execute("ALTER TABLE raw_samples DELETE WHERE vm_id = 'vm_2' AND seq = 3")
+    for _ in range(200):
+        if await made.warehouse.unreconciled(DAY):
+            break
+    assert await made.warehouse.unreconciled(DAY) == [VmEpoch("vm_2", 1)]
 
 
 async def test_names_that_look_like_statements_are_only_names(made: Aggregator) -> None:
@@ -94,6 +115,6 @@ async def test_names_that_look_like_statements_are_only_names(made: Aggregator) 
     chosen = UsageFilter(tenant_id=evil, vm_ids=(evil,), deployment_id=evil)
     day = Interval(from_ns=0, to_ns=DAY_NS)
     assert await made.warehouse.gap_counts(chosen, day) == {}
-    assert await made.warehouse.summaries_in(chosen, day) == []
+    assert await made.warehouse.usage_of_windows(chosen, day, by_vm=True, step_ns=0) == []
     assert await made.warehouse.gaps(chosen, day, 10, (evil, 0, 0)) == []
     assert await made.count("raw_samples") == 0

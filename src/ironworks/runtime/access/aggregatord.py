@@ -15,6 +15,7 @@ _VIEWERS = BILLING | {"viewer"}
 
 ACCESS: Mapping[str, Access] = {
     f"{_BATCHES}/SubmitBatch": Access(services=frozenset({"billaged"})),
+    f"{_BATCHES}/ReportLive": Access(services=frozenset({"billaged"})),
     f"{_BATCHES}/GetBatch": Access(roles=OPERATORS),
     f"{_BATCHES}/ListQuarantinedWindows": Access(roles=OPERATORS),
     f"{_BATCHES}/ResolveQuarantinedWindow": Access(roles=OPERATORS),
@@ -23,6 +24,7 @@ ACCESS: Mapping[str, Access] = {
     f"{_USAGE}/ListGaps": Access(services=_GATEWAY, roles=_VIEWERS),
     f"{_USAGE}/StreamUsage": Access(services=_GATEWAY, roles=_VIEWERS),
     f"{_USAGE}/ExportUsage": Access(services=_GATEWAY, roles=BILLING),
+    f"{_USAGE}/ListAdjustments": Access(services=_GATEWAY, roles=BILLING),
     f"{_PRICES}/CreatePricePlan": Access(roles=OPERATORS),
     f"{_PRICES}/GetPricePlan": Access(services=_GATEWAY, roles=BILLING),
     f"{_PRICES}/ListPricePlans": Access(services=_GATEWAY, roles=BILLING),

@@ -6,7 +6,9 @@ Files below the data directory:
 - `run/trust/users.json`: JWKS of gatewayd's issuer; what everyone verifies user tokens with.
 
 A service token lives one minute, names its caller (`iss`), its callee (`aud`) and, when the caller
-acts for a tenant, that tenant. A user token lives ten minutes. Both are ES256 JWTs (RFC 7519).
+acts for a tenant, that tenant. A key that is bound to a host stands in the trust as
+`billaged@hst_…`; its tokens name the host too, and no other key's may. A user token lives ten
+minutes. Both are ES256 JWTs (RFC 7519).
 """
 
 from ironworks.runtime.identity.caller import Caller as Caller
@@ -15,6 +17,7 @@ from ironworks.runtime.identity.caller import current_request_id as current_requ
 from ironworks.runtime.identity.caller import current_tenant_id as current_tenant_id
 from ironworks.runtime.identity.keys import SERVICES as SERVICES
 from ironworks.runtime.identity.keys import ServiceName as ServiceName
+from ironworks.runtime.identity.keys import ensure_host_key as ensure_host_key
 from ironworks.runtime.identity.keys import ensure_service_keys as ensure_service_keys
 from ironworks.runtime.identity.tokens import ServiceSigner as ServiceSigner
 from ironworks.runtime.identity.tokens import Verifier as Verifier

@@ -18,12 +18,14 @@ class Caller:
         subject: `metald` for a service; the id of the API key, or the issuer's subject, for a user.
         tenant_id: The tenant that the credential belongs to or, for a service, acts for.
         roles: Roles of a user; empty for services.
+        host_id: The host that a service's key is bound to; None if it is not bound to any.
     """
 
     kind: Literal["service", "user", "anonymous"]
     subject: str
     tenant_id: str | None = None
     roles: frozenset[str] = frozenset()
+    host_id: str | None = None
 
     @property
     def is_operator(self) -> bool:

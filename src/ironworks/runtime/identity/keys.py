@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, cast, get_args
 
@@ -14,6 +15,11 @@ from ironworks.model.errors import FailedPrecondition
 
 ServiceName = Literal["gatewayd", "builderd", "assetmanagerd", "metald", "billaged", "aggregatord"]
 SERVICES: tuple[ServiceName, ...] = get_args(ServiceName)
+
+
+def key_name(service: str, host_id: str = "") -> str:
+    """Under which name a service's key stands, among files and in the trust: `billaged@hst_…`."""
+    return f"{service}@{host_id}" if host_id else service
 
 
 def private_key_path(data_dir: Path, service: str) -> Path:
@@ -61,12 +67,28 @@ def load_private_key(path: Path) -> ECKey:
 
 def ensure_service_keys(data_dir: Path) -> None:
     """Make the keys that are absent, and the file of public keys. Safe to repeat."""
-    public: dict[str, object] = {}
-    for service in SERVICES:
-        path = private_key_path(data_dir, service)
+    _ensure(data_dir, SERVICES)
+
+
+def ensure_host_key(data_dir: Path, service: str, host_id: str) -> None:
+    """Make a service's key for one host, and trust it. Safe to repeat.
+
+    The host gets the private key; the data directories of the services that it calls get its line
+    of the trust.
+    """
+    _ensure(data_dir, [key_name(service, host_id)])
+
+
+def _ensure(data_dir: Path, names: Iterable[str]) -> None:
+    trust = services_trust_path(data_dir)
+    stored: object = json.loads(trust.read_bytes()) if trust.exists() else {}
+    # Keys of other hosts stay trusted.
+    public = cast("dict[str, object]", stored) if isinstance(stored, dict) else {}
+    for name in names:
+        path = private_key_path(data_dir, name)
         if not path.exists():
             key = ECKey.generate_key("P-256", private=True)
             write_private(path, json.dumps(key.as_dict(private=True)).encode())
-        public[service] = load_private_key(path).as_dict(private=False)
+        public[name] = load_private_key(path).as_dict(private=False)
     (data_dir / "identity").chmod(0o700)
-    write_private(services_trust_path(data_dir), json.dumps(public).encode(), mode=0o644)
+    write_private(trust, json.dumps(public).encode(), mode=0o644)

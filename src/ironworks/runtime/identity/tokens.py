@@ -18,6 +18,7 @@ from ironworks.model.units import NS_PER_SECOND
 from ironworks.runtime.clock import Clock
 from ironworks.runtime.identity.caller import Caller
 from ironworks.runtime.identity.keys import (
+    key_name,
     load_private_key,
     private_key_path,
     services_trust_path,
@@ -47,18 +48,25 @@ def user_issuer(trust_domain: str) -> str:
 class ServiceSigner:
     """Makes the tokens with which one service calls the others; reuses each for half its life."""
 
-    def __init__(self, *, service: str, key: ECKey, trust_domain: str, clock: Clock) -> None:
+    def __init__(
+        self, *, service: str, key: ECKey, trust_domain: str, clock: Clock, host_id: str = ""
+    ) -> None:
         self.service = service
+        self._host_id = host_id
         self._key = key
         self._issuer = spiffe_id(trust_domain, service)
         self._clock = clock
         self._made: OrderedDict[tuple[str, str | None], tuple[int, str]] = OrderedDict()
 
     @classmethod
-    def load(cls, data_dir: Path, service: str, trust_domain: str, clock: Clock) -> ServiceSigner:
-        """The signer with the service's key on this machine."""
-        key = load_private_key(private_key_path(data_dir, service))
-        return cls(service=service, key=key, trust_domain=trust_domain, clock=clock)
+    def load(
+        cls, data_dir: Path, service: str, trust_domain: str, clock: Clock, *, host_id: str = ""
+    ) -> ServiceSigner:
+        """The signer with the service's key on this machine, or with its key for one host."""
+        key = load_private_key(private_key_path(data_dir, key_name(service, host_id)))
+        return cls(
+            service=service, key=key, trust_domain=trust_domain, clock=clock, host_id=host_id
+        )
 
     def token(self, callee: str, tenant_id: str | None = None) -> str:
         """A token for calls to `callee`, for a tenant or for the platform itself."""
@@ -76,6 +84,8 @@ class ServiceSigner:
         }
         if tenant_id is not None:
             claims["tenant"] = tenant_id
+        if self._host_id:
+            claims["host"] = self._host_id
         token = jwt.encode({"alg": _ALGORITHM}, claims, self._key)
         self._made[callee, tenant_id] = (now_seconds, token)
         while len(self._made) > _CACHE_ENTRIES:
@@ -83,15 +93,17 @@ class ServiceSigner:
         return token
 
 
-def _unverified_issuer(token: str) -> str:
-    """The `iss` that the token claims; only to choose the key that must have signed it."""
+def _unverified(token: str) -> tuple[str, str]:
+    """`iss` and `host` that the token claims; only to choose the key that must have signed it."""
     try:
         body = token.split(".")[1]
         claims: object = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
     except (IndexError, ValueError, RecursionError):
-        return ""
-    issuer = cast("dict[str, object]", claims).get("iss") if isinstance(claims, dict) else ""
-    return issuer if isinstance(issuer, str) else ""
+        return "", ""
+    if not isinstance(claims, dict):
+        return "", ""
+    said = cast("dict[str, object]", claims)
+    return _text(said, "iss") or "", _text(said, "host") or ""
 
 
 class _Reloaded(Generic[_T]):
@@ -160,7 +172,7 @@ class Verifier:
         return caller
 
     def _verify(self, token: str, now_seconds: int) -> tuple[int, int, Caller]:
-        issuer = _unverified_issuer(token)
+        issuer, host_id = _unverified(token)
         prefix = spiffe_id(self._trust_domain, "")
         refused = Unauthenticated(
             "The token is not valid here.", hint="Get a new token and repeat the call."
@@ -168,7 +180,9 @@ class Verifier:
         try:
             if issuer.startswith(prefix):
                 service = issuer.removeprefix(prefix)
-                claims = self._decode(token, self._service_keys.get()[service])
+                # The key decides which host it is: no other key may claim it.
+                key = self._service_keys.get()[key_name(service, host_id)]
+                claims = self._decode(token, key)
                 audience, caller = self._service, _service_caller(service, claims)
             elif issuer == user_issuer(self._trust_domain):
                 claims = self._decode(token, self._user_keys.get())
@@ -197,7 +211,12 @@ def _text(claims: Mapping[str, object], name: str) -> str | None:
 
 
 def _service_caller(service: str, claims: Mapping[str, object]) -> Caller:
-    return Caller(kind="service", subject=service, tenant_id=_text(claims, "tenant"))
+    return Caller(
+        kind="service",
+        subject=service,
+        tenant_id=_text(claims, "tenant"),
+        host_id=_text(claims, "host"),
+    )
 
 
 def _user_caller(claims: Mapping[str, object]) -> Caller:

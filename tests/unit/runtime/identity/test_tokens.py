@@ -15,6 +15,7 @@ from ironworks.model.errors import Unauthenticated
 from ironworks.runtime.identity import tokens
 from ironworks.runtime.identity.caller import Caller
 from ironworks.runtime.identity.keys import (
+    ensure_host_key,
     ensure_service_keys,
     load_private_key,
     private_key_path,
@@ -359,3 +360,28 @@ def test_what_is_remembered_is_bounded_and_the_newest_stay(
     assert decoded == [*made, made[0]]
     assert signer.token("metald", "tnt_19") == made[19]
     assert signer.token("metald", "tnt_0") != made[0]
+
+
+def test_a_key_of_a_host_says_which_host_it_is(world: World) -> None:
+    ensure_host_key(world.data_dir, "billaged", "hst_1")
+    ensure_service_keys(world.data_dir)
+    signer = ServiceSigner.load(world.data_dir, "billaged", DOMAIN, world.clock, host_id="hst_1")
+    caller = world.verifier.verify(signer.token("metald"))
+    assert (caller.subject, caller.host_id) == ("billaged", "hst_1")
+    assert world.verifier.verify(world.signer("billaged").token("metald")).host_id is None
+
+
+@pytest.mark.parametrize("claimed", ["hst_2", "hst_3"])
+def test_no_key_may_claim_another_host(world: World, claimed: str) -> None:
+    for host_id in ("hst_1", "hst_2"):
+        ensure_host_key(world.data_dir, "billaged", host_id)
+    for name in ("billaged", "billaged@hst_1"):
+        liar = ServiceSigner(
+            service="billaged",
+            key=world.service_key(name),
+            trust_domain=DOMAIN,
+            clock=world.clock,
+            host_id=claimed,
+        )
+        with pytest.raises(Unauthenticated):
+            world.verifier.verify(liar.token("metald"))

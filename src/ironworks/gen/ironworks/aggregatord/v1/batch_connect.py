@@ -19,7 +19,7 @@ from connectrpc.server import ConnectASGIApplication, ConnectWSGIApplication, DE
 from protobuf import DescService
 
 from . import batch_pb
-from .batch_pb import Batch, GetBatchRequest, ListQuarantinedWindowsRequest, ListQuarantinedWindowsResponse, QuarantinedWindow, ResolveQuarantinedWindowRequest, SubmitBatchRequest, SubmitBatchResponse
+from .batch_pb import Batch, GetBatchRequest, ListQuarantinedWindowsRequest, ListQuarantinedWindowsResponse, QuarantinedWindow, ReportLiveRequest, ReportLiveResponse, ResolveQuarantinedWindowRequest, SubmitBatchRequest, SubmitBatchResponse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Mapping
@@ -34,7 +34,7 @@ class BatchService(Protocol):
     """
     BatchService takes batches in.
 
-    Callers: billaged for SubmitBatch; operators for the others.
+    Callers: billaged for SubmitBatch and ReportLive; operators for the others.
     """
     async def submit_batch(self, request: SubmitBatchRequest, ctx: RequestContext[SubmitBatchRequest, SubmitBatchResponse], /) -> SubmitBatchResponse:
         """
@@ -49,6 +49,17 @@ class BatchService(Protocol):
         known with other content: the newcomer is quarantined, nothing is billed, and the alarm is
         raised here. PERMISSION_DENIED if the caller is not the billaged of the batch's host.
         UNAVAILABLE if a store is: send again later.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    async def report_live(self, request: ReportLiveRequest, ctx: RequestContext[ReportLiveRequest, ReportLiveResponse], /) -> ReportLiveResponse:
+        """
+        ReportLive says where the counters of a host's VMs stand now, about once a second, for
+        StreamUsage. Nothing of it is stored and nobody is charged by it: what is lost is lost, and the
+        windows bring it again.
+
+        Errors: INVALID_ARGUMENT for more than 10,000 VMs or columns of different length;
+        PERMISSION_DENIED if the caller is not the billaged of that host.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -71,7 +82,10 @@ class BatchService(Protocol):
         ResolveQuarantinedWindow ends a quarantine by an operator's decision: released (validated no
         more, stored and billed) or rejected (kept, never billed). Every decision is audited.
 
-        Errors: NOT_FOUND; FAILED_PRECONDITION if it is resolved already.
+        Errors: NOT_FOUND; FAILED_PRECONDITION if it is resolved already, cannot be read, or samples of
+        other windows stand where it would; INVALID_ARGUMENT without a note, or where several windows of
+        that id differ and `content_sha256` does not say which; ALREADY_EXISTS if the idempotency key
+        was used for another decision.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -103,6 +117,17 @@ class BatchServiceASGIApplication(ConnectASGIApplication[BatchService]):
                         stream_type=StreamType.UNARY,
                     ),
                     function=svc.submit_batch,
+                ),
+                "/ironworks.aggregatord.v1.BatchService/ReportLive": Endpoint.unary(
+                    method=MethodInfo(
+                        name="ReportLive",
+                        service_name="ironworks.aggregatord.v1.BatchService",
+                        input=ReportLiveRequest,
+                        output=ReportLiveResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=svc.report_live,
                 ),
                 "/ironworks.aggregatord.v1.BatchService/GetBatch": Endpoint.unary(
                     method=MethodInfo(
@@ -154,7 +179,7 @@ class BatchServiceClient(ConnectClient):
     """
     BatchService takes batches in.
 
-    Callers: billaged for SubmitBatch; operators for the others.
+    Callers: billaged for SubmitBatch and ReportLive; operators for the others.
     """
     async def submit_batch(
         self,
@@ -183,6 +208,34 @@ class BatchServiceClient(ConnectClient):
                 service_name="ironworks.aggregatord.v1.BatchService",
                 input=SubmitBatchRequest,
                 output=SubmitBatchResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    async def report_live(
+        self,
+        request: ReportLiveRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> ReportLiveResponse:
+        """
+        ReportLive says where the counters of a host's VMs stand now, about once a second, for
+        StreamUsage. Nothing of it is stored and nobody is charged by it: what is lost is lost, and the
+        windows bring it again.
+
+        Errors: INVALID_ARGUMENT for more than 10,000 VMs or columns of different length;
+        PERMISSION_DENIED if the caller is not the billaged of that host.
+        """
+        return await self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="ReportLive",
+                service_name="ironworks.aggregatord.v1.BatchService",
+                input=ReportLiveRequest,
+                output=ReportLiveResponse,
                 idempotency_level=IdempotencyLevel.UNKNOWN,
                 stream_type=StreamType.UNARY,
             ),
@@ -248,7 +301,10 @@ class BatchServiceClient(ConnectClient):
         ResolveQuarantinedWindow ends a quarantine by an operator's decision: released (validated no
         more, stored and billed) or rejected (kept, never billed). Every decision is audited.
 
-        Errors: NOT_FOUND; FAILED_PRECONDITION if it is resolved already.
+        Errors: NOT_FOUND; FAILED_PRECONDITION if it is resolved already, cannot be read, or samples of
+        other windows stand where it would; INVALID_ARGUMENT without a note, or where several windows of
+        that id differ and `content_sha256` does not say which; ALREADY_EXISTS if the idempotency key
+        was used for another decision.
         """
         return await self.execute_unary(
             request=request,
@@ -268,7 +324,7 @@ class BatchServiceSync(Protocol):
     """
     BatchService takes batches in.
 
-    Callers: billaged for SubmitBatch; operators for the others.
+    Callers: billaged for SubmitBatch and ReportLive; operators for the others.
     """
     def submit_batch(self, request: SubmitBatchRequest, ctx: RequestContext[SubmitBatchRequest, SubmitBatchResponse], /) -> SubmitBatchResponse:
         """
@@ -283,6 +339,17 @@ class BatchServiceSync(Protocol):
         known with other content: the newcomer is quarantined, nothing is billed, and the alarm is
         raised here. PERMISSION_DENIED if the caller is not the billaged of the batch's host.
         UNAVAILABLE if a store is: send again later.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    def report_live(self, request: ReportLiveRequest, ctx: RequestContext[ReportLiveRequest, ReportLiveResponse], /) -> ReportLiveResponse:
+        """
+        ReportLive says where the counters of a host's VMs stand now, about once a second, for
+        StreamUsage. Nothing of it is stored and nobody is charged by it: what is lost is lost, and the
+        windows bring it again.
+
+        Errors: INVALID_ARGUMENT for more than 10,000 VMs or columns of different length;
+        PERMISSION_DENIED if the caller is not the billaged of that host.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -305,7 +372,10 @@ class BatchServiceSync(Protocol):
         ResolveQuarantinedWindow ends a quarantine by an operator's decision: released (validated no
         more, stored and billed) or rejected (kept, never billed). Every decision is audited.
 
-        Errors: NOT_FOUND; FAILED_PRECONDITION if it is resolved already.
+        Errors: NOT_FOUND; FAILED_PRECONDITION if it is resolved already, cannot be read, or samples of
+        other windows stand where it would; INVALID_ARGUMENT without a note, or where several windows of
+        that id differ and `content_sha256` does not say which; ALREADY_EXISTS if the idempotency key
+        was used for another decision.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -335,6 +405,17 @@ class BatchServiceWSGIApplication(ConnectWSGIApplication):
                         stream_type=StreamType.UNARY,
                     ),
                     function=service.submit_batch,
+                ),
+                "/ironworks.aggregatord.v1.BatchService/ReportLive": EndpointSync.unary(
+                    method=MethodInfo(
+                        name="ReportLive",
+                        service_name="ironworks.aggregatord.v1.BatchService",
+                        input=ReportLiveRequest,
+                        output=ReportLiveResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=service.report_live,
                 ),
                 "/ironworks.aggregatord.v1.BatchService/GetBatch": EndpointSync.unary(
                     method=MethodInfo(
@@ -386,7 +467,7 @@ class BatchServiceClientSync(ConnectClientSync):
     """
     BatchService takes batches in.
 
-    Callers: billaged for SubmitBatch; operators for the others.
+    Callers: billaged for SubmitBatch and ReportLive; operators for the others.
     """
     def submit_batch(
         self,
@@ -415,6 +496,34 @@ class BatchServiceClientSync(ConnectClientSync):
                 service_name="ironworks.aggregatord.v1.BatchService",
                 input=SubmitBatchRequest,
                 output=SubmitBatchResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    def report_live(
+        self,
+        request: ReportLiveRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> ReportLiveResponse:
+        """
+        ReportLive says where the counters of a host's VMs stand now, about once a second, for
+        StreamUsage. Nothing of it is stored and nobody is charged by it: what is lost is lost, and the
+        windows bring it again.
+
+        Errors: INVALID_ARGUMENT for more than 10,000 VMs or columns of different length;
+        PERMISSION_DENIED if the caller is not the billaged of that host.
+        """
+        return self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="ReportLive",
+                service_name="ironworks.aggregatord.v1.BatchService",
+                input=ReportLiveRequest,
+                output=ReportLiveResponse,
                 idempotency_level=IdempotencyLevel.UNKNOWN,
                 stream_type=StreamType.UNARY,
             ),
@@ -480,7 +589,10 @@ class BatchServiceClientSync(ConnectClientSync):
         ResolveQuarantinedWindow ends a quarantine by an operator's decision: released (validated no
         more, stored and billed) or rejected (kept, never billed). Every decision is audited.
 
-        Errors: NOT_FOUND; FAILED_PRECONDITION if it is resolved already.
+        Errors: NOT_FOUND; FAILED_PRECONDITION if it is resolved already, cannot be read, or samples of
+        other windows stand where it would; INVALID_ARGUMENT without a note, or where several windows of
+        that id differ and `content_sha256` does not say which; ALREADY_EXISTS if the idempotency key
+        was used for another decision.
         """
         return self.execute_unary(
             request=request,

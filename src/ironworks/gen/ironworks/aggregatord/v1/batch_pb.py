@@ -404,7 +404,7 @@ class AbsenceRun(Message[_AbsenceRunFields]):
         first_seq: int
         last_seq: int
 
-_SubmitBatchResponseFields: TypeAlias = Literal["outcome", "windows_accepted", "windows_duplicate", "quarantined"]
+_SubmitBatchResponseFields: TypeAlias = Literal["outcome", "windows_accepted", "windows_duplicate", "quarantined", "windows_late"]
 
 class SubmitBatchResponse(Message[_SubmitBatchResponseFields]):
     """
@@ -439,9 +439,15 @@ class SubmitBatchResponse(Message[_SubmitBatchResponseFields]):
             ```proto
             repeated ironworks.aggregatord.v1.QuarantinedWindow quarantined = 4;
             ```
+        windows_late:
+            Of the accepted windows, those whose day was settled: what they add is an adjustment.
+
+            ```proto
+            int32 windows_late = 5;
+            ```
     """
 
-    __slots__ = ("outcome", "windows_accepted", "windows_duplicate", "quarantined")
+    __slots__ = ("outcome", "windows_accepted", "windows_duplicate", "quarantined", "windows_late")
 
     if TYPE_CHECKING:
 
@@ -452,6 +458,7 @@ class SubmitBatchResponse(Message[_SubmitBatchResponseFields]):
             windows_accepted: int = 0,
             windows_duplicate: int = 0,
             quarantined: list[QuarantinedWindow] | None = None,
+            windows_late: int = 0,
         ) -> None:
             pass
 
@@ -459,8 +466,9 @@ class SubmitBatchResponse(Message[_SubmitBatchResponseFields]):
         windows_accepted: int
         windows_duplicate: int
         quarantined: list[QuarantinedWindow]
+        windows_late: int
 
-_QuarantinedWindowFields: TypeAlias = Literal["window_id", "batch_id", "vm_id", "tenant_id", "reason", "detail", "received_at_ns", "state", "content_sha256"]
+_QuarantinedWindowFields: TypeAlias = Literal["window_id", "batch_id", "vm_id", "tenant_id", "reason", "detail", "received_at_ns", "state", "content_sha256", "note", "resolved_by", "resolved_at_ns"]
 
 class QuarantinedWindow(Message[_QuarantinedWindowFields]):
     """
@@ -525,9 +533,27 @@ class QuarantinedWindow(Message[_QuarantinedWindowFields]):
             ```proto
             bytes content_sha256 = 9;
             ```
+        note:
+            Why it was released or rejected; empty while it is open.
+
+            ```proto
+            string note = 10;
+            ```
+        resolved_by:
+            Who decided: the subject of an operator's credential; empty while it is open.
+
+            ```proto
+            string resolved_by = 11;
+            ```
+        resolved_at_ns:
+            When it was decided, UTC nanoseconds; 0 while it is open.
+
+            ```proto
+            int64 resolved_at_ns = 12;
+            ```
     """
 
-    __slots__ = ("window_id", "batch_id", "vm_id", "tenant_id", "reason", "detail", "received_at_ns", "state", "content_sha256")
+    __slots__ = ("window_id", "batch_id", "vm_id", "tenant_id", "reason", "detail", "received_at_ns", "state", "content_sha256", "note", "resolved_by", "resolved_at_ns")
 
     if TYPE_CHECKING:
 
@@ -543,6 +569,9 @@ class QuarantinedWindow(Message[_QuarantinedWindowFields]):
             received_at_ns: int = 0,
             state: QuarantineState | None = None,
             content_sha256: bytes = b"",
+            note: str = "",
+            resolved_by: str = "",
+            resolved_at_ns: int = 0,
         ) -> None:
             pass
 
@@ -555,6 +584,9 @@ class QuarantinedWindow(Message[_QuarantinedWindowFields]):
         received_at_ns: int
         state: QuarantineState
         content_sha256: bytes
+        note: str
+        resolved_by: str
+        resolved_at_ns: int
 
 _GetBatchRequestFields: TypeAlias = Literal["batch_id"]
 
@@ -588,7 +620,7 @@ class GetBatchRequest(Message[_GetBatchRequestFields]):
 
         batch_id: str
 
-_BatchFields: TypeAlias = Literal["batch_id", "host_id", "content_sha256", "accepted_at_ns", "windows_accepted", "windows_quarantined", "samples_accepted"]
+_BatchFields: TypeAlias = Literal["batch_id", "host_id", "content_sha256", "accepted_at_ns", "windows_accepted", "windows_quarantined", "samples_accepted", "windows_late"]
 
 class Batch(Message[_BatchFields]):
     """
@@ -641,9 +673,15 @@ class Batch(Message[_BatchFields]):
             ```proto
             int64 samples_accepted = 7;
             ```
+        windows_late:
+            Of the windows accepted, those whose day was settled.
+
+            ```proto
+            int32 windows_late = 8;
+            ```
     """
 
-    __slots__ = ("batch_id", "host_id", "content_sha256", "accepted_at_ns", "windows_accepted", "windows_quarantined", "samples_accepted")
+    __slots__ = ("batch_id", "host_id", "content_sha256", "accepted_at_ns", "windows_accepted", "windows_quarantined", "samples_accepted", "windows_late")
 
     if TYPE_CHECKING:
 
@@ -657,6 +695,7 @@ class Batch(Message[_BatchFields]):
             windows_accepted: int = 0,
             windows_quarantined: int = 0,
             samples_accepted: int = 0,
+            windows_late: int = 0,
         ) -> None:
             pass
 
@@ -667,6 +706,7 @@ class Batch(Message[_BatchFields]):
         windows_accepted: int
         windows_quarantined: int
         samples_accepted: int
+        windows_late: int
 
 _ListQuarantinedWindowsRequestFields: TypeAlias = Literal["page", "tenant_id", "vm_id", "state"]
 
@@ -827,6 +867,222 @@ class ResolveQuarantinedWindowRequest(Message[_ResolveQuarantinedWindowRequestFi
         state: QuarantineState
         note: str
         idempotency_key: str
+
+_ReportLiveRequestFields: TypeAlias = Literal["host_id", "vms"]
+
+class ReportLiveRequest(Message[_ReportLiveRequestFields]):
+    """
+    ReportLiveRequest is where counters stand.
+
+    ```proto
+    message ironworks.aggregatord.v1.ReportLiveRequest
+    ```
+
+    Attributes:
+        host_id:
+            The host.
+
+            ```proto
+            string host_id = 1;
+            ```
+        vms:
+            The VMs, at most 10,000.
+
+            ```proto
+            repeated ironworks.aggregatord.v1.LiveVm vms = 2;
+            ```
+    """
+
+    __slots__ = ("host_id", "vms")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            host_id: str = "",
+            vms: list[LiveVm] | None = None,
+        ) -> None:
+            pass
+
+        host_id: str
+        vms: list[LiveVm]
+
+_LiveVmFields: TypeAlias = Literal["vm_id", "tenant_id", "deployment_id", "boot_epoch", "vcpus", "memory_limit_bytes", "disk_limit_bytes", "seq", "at_ns", "cpu_ns", "memory_bytes", "disk_read_bytes", "disk_write_bytes", "network_receive_bytes", "network_transmit_bytes"]
+
+class LiveVm(Message[_LiveVmFields]):
+    """
+    LiveVm is one VM's newest sample. A counter without source, or that was not read, is absent.
+
+    ```proto
+    message ironworks.aggregatord.v1.LiveVm
+    ```
+
+    Attributes:
+        vm_id:
+            The VM.
+
+            ```proto
+            string vm_id = 1;
+            ```
+        tenant_id:
+            Its tenant.
+
+            ```proto
+            string tenant_id = 2;
+            ```
+        deployment_id:
+            Its deployment; empty if none.
+
+            ```proto
+            string deployment_id = 3;
+            ```
+        boot_epoch:
+            The boot epoch that the counters belong to.
+
+            ```proto
+            int64 boot_epoch = 4;
+            ```
+        vcpus:
+            vCPUs provisioned.
+
+            ```proto
+            int32 vcpus = 5;
+            ```
+        memory_limit_bytes:
+            Memory provisioned, bytes.
+
+            ```proto
+            int64 memory_limit_bytes = 6;
+            ```
+        disk_limit_bytes:
+            Disk provisioned, bytes.
+
+            ```proto
+            int64 disk_limit_bytes = 7;
+            ```
+        seq:
+            Sequence number of the sample.
+
+            ```proto
+            int64 seq = 8;
+            ```
+        at_ns:
+            Its grid instant, UTC nanoseconds.
+
+            ```proto
+            int64 at_ns = 9;
+            ```
+        cpu_ns:
+            Cumulative CPU nanoseconds.
+
+            ```proto
+            optional uint64 cpu_ns = 10;
+            ```
+        memory_bytes:
+            Memory bytes now.
+
+            ```proto
+            optional uint64 memory_bytes = 11;
+            ```
+        disk_read_bytes:
+            Cumulative disk bytes read.
+
+            ```proto
+            optional uint64 disk_read_bytes = 12;
+            ```
+        disk_write_bytes:
+            Cumulative disk bytes written.
+
+            ```proto
+            optional uint64 disk_write_bytes = 13;
+            ```
+        network_receive_bytes:
+            Cumulative bytes received by the guest.
+
+            ```proto
+            optional uint64 network_receive_bytes = 14;
+            ```
+        network_transmit_bytes:
+            Cumulative bytes sent by the guest.
+
+            ```proto
+            optional uint64 network_transmit_bytes = 15;
+            ```
+    """
+
+    __slots__ = ("vm_id", "tenant_id", "deployment_id", "boot_epoch", "vcpus", "memory_limit_bytes", "disk_limit_bytes", "seq", "at_ns", "cpu_ns", "memory_bytes", "disk_read_bytes", "disk_write_bytes", "network_receive_bytes", "network_transmit_bytes")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            vm_id: str = "",
+            tenant_id: str = "",
+            deployment_id: str = "",
+            boot_epoch: int = 0,
+            vcpus: int = 0,
+            memory_limit_bytes: int = 0,
+            disk_limit_bytes: int = 0,
+            seq: int = 0,
+            at_ns: int = 0,
+            cpu_ns: int | None = None,
+            memory_bytes: int | None = None,
+            disk_read_bytes: int | None = None,
+            disk_write_bytes: int | None = None,
+            network_receive_bytes: int | None = None,
+            network_transmit_bytes: int | None = None,
+        ) -> None:
+            pass
+
+        vm_id: str
+        tenant_id: str
+        deployment_id: str
+        boot_epoch: int
+        vcpus: int
+        memory_limit_bytes: int
+        disk_limit_bytes: int
+        seq: int
+        at_ns: int
+        cpu_ns: int
+        memory_bytes: int
+        disk_read_bytes: int
+        disk_write_bytes: int
+        network_receive_bytes: int
+        network_transmit_bytes: int
+
+_ReportLiveResponseFields: TypeAlias = Literal["next_after_ms"]
+
+class ReportLiveResponse(Message[_ReportLiveResponseFields]):
+    """
+    ReportLiveResponse says when to report again.
+
+    ```proto
+    message ironworks.aggregatord.v1.ReportLiveResponse
+    ```
+
+    Attributes:
+        next_after_ms:
+            How long to wait before the next report, milliseconds: longer while nobody looks.
+
+            ```proto
+            int32 next_after_ms = 1;
+            ```
+    """
+
+    __slots__ = ("next_after_ms",)
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            next_after_ms: int = 0,
+        ) -> None:
+            pass
+
+        next_after_ms: int
 
 class PayloadEncoding(Enum):
     """
@@ -1011,7 +1267,7 @@ class QuarantineState(Enum):
 
 
 _DESC = file_desc(
-    b'\n$ironworks/aggregatord/v1/batch.proto\x12\x18ironworks.aggregatord.v1\x1a#ironworks/billaged/v1/samples.proto\x1a ironworks/common/v1/common.proto"\xf7\x01\n\x12SubmitBatchRequest\x12\x19\n\x08batch_id\x18\x01 \x01(\tR\x07batchId\x12\x17\n\x07host_id\x18\x02 \x01(\tR\x06hostId\x12%\n\x0eschema_version\x18\x03 \x01(\x05R\rschemaVersion\x12%\n\x0econtent_sha256\x18\x04 \x01(\x0cR\rcontentSha256\x12E\n\x08encoding\x18\x05 \x01(\x0e2).ironworks.aggregatord.v1.PayloadEncodingR\x08encoding\x12\x18\n\x07payload\x18\x06 \x01(\x0cR\x07payload"\x89\x01\n\x0cBatchPayload\x12:\n\x07windows\x18\x01 \x03(\x0b2 .ironworks.aggregatord.v1.WindowR\x07windows\x12=\n\x06events\x18\x02 \x03(\x0b2%.ironworks.billaged.v1.LifecycleEventR\x06events"\xbe\x06\n\x06Window\x12\x1b\n\twindow_id\x18\x01 \x01(\tR\x08windowId\x12\x13\n\x05vm_id\x18\x02 \x01(\tR\x04vmId\x12\x1b\n\ttenant_id\x18\x03 \x01(\tR\x08tenantId\x12#\n\rdeployment_id\x18\x04 \x01(\tR\x0cdeploymentId\x12\x1d\n\nboot_epoch\x18\x05 \x01(\x03R\tbootEpoch\x12\x14\n\x05vcpus\x18\x06 \x01(\x05R\x05vcpus\x12,\n\x12memory_limit_bytes\x18\x07 \x01(\x03R\x10memoryLimitBytes\x12(\n\x10disk_limit_bytes\x18\x08 \x01(\x03R\x0ediskLimitBytes\x12\x17\n\x07tick_ns\x18\t \x01(\x03R\x06tickNs\x12!\n\x0csample_count\x18\n \x01(\x05R\x0bsampleCount\x12\x10\n\x03seq\x18\x0b \x01(\x0cR\x03seq\x12\x1c\n\ntick_at_ns\x18\x0c \x01(\x0cR\x08tickAtNs\x12\x1b\n\toffset_us\x18\r \x01(\x0cR\x08offsetUs\x12\x15\n\x06cpu_ns\x18\x0e \x01(\x0cR\x05cpuNs\x12!\n\x0cmemory_bytes\x18\x0f \x01(\x0cR\x0bmemoryBytes\x12&\n\x0fdisk_read_bytes\x18\x10 \x01(\x0cR\rdiskReadBytes\x12(\n\x10disk_write_bytes\x18\x11 \x01(\x0cR\x0ediskWriteBytes\x122\n\x15network_receive_bytes\x18\x12 \x01(\x0cR\x13networkReceiveBytes\x124\n\x16network_transmit_bytes\x18\x13 \x01(\x0cR\x14networkTransmitBytes\x12\x1f\n\x0babsent_mask\x18\x14 \x01(\x0cR\nabsentMask\x12@\n\x08absences\x18\x15 \x03(\x0b2$.ironworks.aggregatord.v1.AbsenceRunR\x08absences\x12.\n\x04gaps\x18\x16 \x03(\x0b2\x1a.ironworks.billaged.v1.GapR\x04gaps\x12!\n\x0cattached_seq\x18\x17 \x01(\x03R\x0battachedSeq"\xbc\x01\n\nAbsenceRun\x128\n\x07counter\x18\x01 \x01(\x0e2\x1e.ironworks.billaged.v1.CounterR\x07counter\x12<\n\x06reason\x18\x02 \x01(\x0e2$.ironworks.billaged.v1.AbsenceReasonR\x06reason\x12\x1b\n\tfirst_seq\x18\x03 \x01(\x03R\x08firstSeq\x12\x19\n\x08last_seq\x18\x04 \x01(\x03R\x07lastSeq"\xfe\x01\n\x13SubmitBatchResponse\x12@\n\x07outcome\x18\x01 \x01(\x0e2&.ironworks.aggregatord.v1.BatchOutcomeR\x07outcome\x12)\n\x10windows_accepted\x18\x02 \x01(\x05R\x0fwindowsAccepted\x12+\n\x11windows_duplicate\x18\x03 \x01(\x05R\x10windowsDuplicate\x12M\n\x0bquarantined\x18\x04 \x03(\x0b2+.ironworks.aggregatord.v1.QuarantinedWindowR\x0bquarantined"\xe7\x02\n\x11QuarantinedWindow\x12\x1b\n\twindow_id\x18\x01 \x01(\tR\x08windowId\x12\x19\n\x08batch_id\x18\x02 \x01(\tR\x07batchId\x12\x13\n\x05vm_id\x18\x03 \x01(\tR\x04vmId\x12\x1b\n\ttenant_id\x18\x04 \x01(\tR\x08tenantId\x12B\n\x06reason\x18\x05 \x01(\x0e2*.ironworks.aggregatord.v1.QuarantineReasonR\x06reason\x12\x16\n\x06detail\x18\x06 \x01(\tR\x06detail\x12$\n\x0ereceived_at_ns\x18\x07 \x01(\x03R\x0creceivedAtNs\x12?\n\x05state\x18\x08 \x01(\x0e2).ironworks.aggregatord.v1.QuarantineStateR\x05state\x12%\n\x0econtent_sha256\x18\t \x01(\x0cR\rcontentSha256",\n\x0fGetBatchRequest\x12\x19\n\x08batch_id\x18\x01 \x01(\tR\x07batchId"\x8f\x02\n\x05Batch\x12\x19\n\x08batch_id\x18\x01 \x01(\tR\x07batchId\x12\x17\n\x07host_id\x18\x02 \x01(\tR\x06hostId\x12%\n\x0econtent_sha256\x18\x03 \x01(\x0cR\rcontentSha256\x12$\n\x0eaccepted_at_ns\x18\x04 \x01(\x03R\x0cacceptedAtNs\x12)\n\x10windows_accepted\x18\x05 \x01(\x05R\x0fwindowsAccepted\x12/\n\x13windows_quarantined\x18\x06 \x01(\x05R\x12windowsQuarantined\x12)\n\x10samples_accepted\x18\x07 \x01(\x03R\x0fsamplesAccepted"\xc8\x01\n\x1dListQuarantinedWindowsRequest\x124\n\x04page\x18\x01 \x01(\x0b2 .ironworks.common.v1.PageRequestR\x04page\x12\x1b\n\ttenant_id\x18\x02 \x01(\tR\x08tenantId\x12\x13\n\x05vm_id\x18\x03 \x01(\tR\x04vmId\x12?\n\x05state\x18\x04 \x01(\x0e2).ironworks.aggregatord.v1.QuarantineStateR\x05state"\x9a\x01\n\x1eListQuarantinedWindowsResponse\x12E\n\x07windows\x18\x01 \x03(\x0b2+.ironworks.aggregatord.v1.QuarantinedWindowR\x07windows\x121\n\x04page\x18\x02 \x01(\x0b2\x1d.ironworks.common.v1.PageInfoR\x04page"\xe3\x01\n\x1fResolveQuarantinedWindowRequest\x12\x1b\n\twindow_id\x18\x01 \x01(\tR\x08windowId\x12%\n\x0econtent_sha256\x18\x02 \x01(\x0cR\rcontentSha256\x12?\n\x05state\x18\x03 \x01(\x0e2).ironworks.aggregatord.v1.QuarantineStateR\x05state\x12\x12\n\x04note\x18\x04 \x01(\tR\x04note\x12\'\n\x0fidempotency_key\x18\x05 \x01(\tR\x0eidempotencyKey*N\n\x0fPayloadEncoding\x12 \n\x1cPAYLOAD_ENCODING_UNSPECIFIED\x10\x00\x12\x19\n\x15PAYLOAD_ENCODING_ZSTD\x10\x01*f\n\x0cBatchOutcome\x12\x1d\n\x19BATCH_OUTCOME_UNSPECIFIED\x10\x00\x12\x1a\n\x16BATCH_OUTCOME_ACCEPTED\x10\x01\x12\x1b\n\x17BATCH_OUTCOME_DUPLICATE\x10\x02*\xec\x02\n\x10QuarantineReason\x12!\n\x1dQUARANTINE_REASON_UNSPECIFIED\x10\x00\x12\x1f\n\x1bQUARANTINE_REASON_MALFORMED\x10\x01\x12\x1e\n\x1aQUARANTINE_REASON_SEQUENCE\x10\x02\x12\'\n#QUARANTINE_REASON_COUNTER_WENT_BACK\x10\x03\x12"\n\x1eQUARANTINE_REASON_CPU_EXCEEDED\x10\x04\x12%\n!QUARANTINE_REASON_MEMORY_EXCEEDED\x10\x05\x12#\n\x1fQUARANTINE_REASON_RATE_EXCEEDED\x10\x06\x12\x1b\n\x17QUARANTINE_REASON_CLOCK\x10\x07\x12\x1e\n\x1aQUARANTINE_REASON_IDENTITY\x10\x08\x12\x1e\n\x1aQUARANTINE_REASON_CONFLICT\x10\t*\x8c\x01\n\x0fQuarantineState\x12 \n\x1cQUARANTINE_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15QUARANTINE_STATE_OPEN\x10\x01\x12\x1d\n\x19QUARANTINE_STATE_RELEASED\x10\x02\x12\x1d\n\x19QUARANTINE_STATE_REJECTED\x10\x032\xe5\x03\n\x0cBatchService\x12j\n\x0bSubmitBatch\x12,.ironworks.aggregatord.v1.SubmitBatchRequest\x1a-.ironworks.aggregatord.v1.SubmitBatchResponse\x12V\n\x08GetBatch\x12).ironworks.aggregatord.v1.GetBatchRequest\x1a\x1f.ironworks.aggregatord.v1.Batch\x12\x8b\x01\n\x16ListQuarantinedWindows\x127.ironworks.aggregatord.v1.ListQuarantinedWindowsRequest\x1a8.ironworks.aggregatord.v1.ListQuarantinedWindowsResponse\x12\x82\x01\n\x18ResolveQuarantinedWindow\x129.ironworks.aggregatord.v1.ResolveQuarantinedWindowRequest\x1a+.ironworks.aggregatord.v1.QuarantinedWindowb\x06proto3',
+    b'\n$ironworks/aggregatord/v1/batch.proto\x12\x18ironworks.aggregatord.v1\x1a#ironworks/billaged/v1/samples.proto\x1a ironworks/common/v1/common.proto"\xf7\x01\n\x12SubmitBatchRequest\x12\x19\n\x08batch_id\x18\x01 \x01(\tR\x07batchId\x12\x17\n\x07host_id\x18\x02 \x01(\tR\x06hostId\x12%\n\x0eschema_version\x18\x03 \x01(\x05R\rschemaVersion\x12%\n\x0econtent_sha256\x18\x04 \x01(\x0cR\rcontentSha256\x12E\n\x08encoding\x18\x05 \x01(\x0e2).ironworks.aggregatord.v1.PayloadEncodingR\x08encoding\x12\x18\n\x07payload\x18\x06 \x01(\x0cR\x07payload"\x89\x01\n\x0cBatchPayload\x12:\n\x07windows\x18\x01 \x03(\x0b2 .ironworks.aggregatord.v1.WindowR\x07windows\x12=\n\x06events\x18\x02 \x03(\x0b2%.ironworks.billaged.v1.LifecycleEventR\x06events"\xbe\x06\n\x06Window\x12\x1b\n\twindow_id\x18\x01 \x01(\tR\x08windowId\x12\x13\n\x05vm_id\x18\x02 \x01(\tR\x04vmId\x12\x1b\n\ttenant_id\x18\x03 \x01(\tR\x08tenantId\x12#\n\rdeployment_id\x18\x04 \x01(\tR\x0cdeploymentId\x12\x1d\n\nboot_epoch\x18\x05 \x01(\x03R\tbootEpoch\x12\x14\n\x05vcpus\x18\x06 \x01(\x05R\x05vcpus\x12,\n\x12memory_limit_bytes\x18\x07 \x01(\x03R\x10memoryLimitBytes\x12(\n\x10disk_limit_bytes\x18\x08 \x01(\x03R\x0ediskLimitBytes\x12\x17\n\x07tick_ns\x18\t \x01(\x03R\x06tickNs\x12!\n\x0csample_count\x18\n \x01(\x05R\x0bsampleCount\x12\x10\n\x03seq\x18\x0b \x01(\x0cR\x03seq\x12\x1c\n\ntick_at_ns\x18\x0c \x01(\x0cR\x08tickAtNs\x12\x1b\n\toffset_us\x18\r \x01(\x0cR\x08offsetUs\x12\x15\n\x06cpu_ns\x18\x0e \x01(\x0cR\x05cpuNs\x12!\n\x0cmemory_bytes\x18\x0f \x01(\x0cR\x0bmemoryBytes\x12&\n\x0fdisk_read_bytes\x18\x10 \x01(\x0cR\rdiskReadBytes\x12(\n\x10disk_write_bytes\x18\x11 \x01(\x0cR\x0ediskWriteBytes\x122\n\x15network_receive_bytes\x18\x12 \x01(\x0cR\x13networkReceiveBytes\x124\n\x16network_transmit_bytes\x18\x13 \x01(\x0cR\x14networkTransmitBytes\x12\x1f\n\x0babsent_mask\x18\x14 \x01(\x0cR\nabsentMask\x12@\n\x08absences\x18\x15 \x03(\x0b2$.ironworks.aggregatord.v1.AbsenceRunR\x08absences\x12.\n\x04gaps\x18\x16 \x03(\x0b2\x1a.ironworks.billaged.v1.GapR\x04gaps\x12!\n\x0cattached_seq\x18\x17 \x01(\x03R\x0battachedSeq"\xbc\x01\n\nAbsenceRun\x128\n\x07counter\x18\x01 \x01(\x0e2\x1e.ironworks.billaged.v1.CounterR\x07counter\x12<\n\x06reason\x18\x02 \x01(\x0e2$.ironworks.billaged.v1.AbsenceReasonR\x06reason\x12\x1b\n\tfirst_seq\x18\x03 \x01(\x03R\x08firstSeq\x12\x19\n\x08last_seq\x18\x04 \x01(\x03R\x07lastSeq"\xa1\x02\n\x13SubmitBatchResponse\x12@\n\x07outcome\x18\x01 \x01(\x0e2&.ironworks.aggregatord.v1.BatchOutcomeR\x07outcome\x12)\n\x10windows_accepted\x18\x02 \x01(\x05R\x0fwindowsAccepted\x12+\n\x11windows_duplicate\x18\x03 \x01(\x05R\x10windowsDuplicate\x12M\n\x0bquarantined\x18\x04 \x03(\x0b2+.ironworks.aggregatord.v1.QuarantinedWindowR\x0bquarantined\x12!\n\x0cwindows_late\x18\x05 \x01(\x05R\x0bwindowsLate"\xc2\x03\n\x11QuarantinedWindow\x12\x1b\n\twindow_id\x18\x01 \x01(\tR\x08windowId\x12\x19\n\x08batch_id\x18\x02 \x01(\tR\x07batchId\x12\x13\n\x05vm_id\x18\x03 \x01(\tR\x04vmId\x12\x1b\n\ttenant_id\x18\x04 \x01(\tR\x08tenantId\x12B\n\x06reason\x18\x05 \x01(\x0e2*.ironworks.aggregatord.v1.QuarantineReasonR\x06reason\x12\x16\n\x06detail\x18\x06 \x01(\tR\x06detail\x12$\n\x0ereceived_at_ns\x18\x07 \x01(\x03R\x0creceivedAtNs\x12?\n\x05state\x18\x08 \x01(\x0e2).ironworks.aggregatord.v1.QuarantineStateR\x05state\x12%\n\x0econtent_sha256\x18\t \x01(\x0cR\rcontentSha256\x12\x12\n\x04note\x18\n \x01(\tR\x04note\x12\x1f\n\x0bresolved_by\x18\x0b \x01(\tR\nresolvedBy\x12$\n\x0eresolved_at_ns\x18\x0c \x01(\x03R\x0cresolvedAtNs",\n\x0fGetBatchRequest\x12\x19\n\x08batch_id\x18\x01 \x01(\tR\x07batchId"\xb2\x02\n\x05Batch\x12\x19\n\x08batch_id\x18\x01 \x01(\tR\x07batchId\x12\x17\n\x07host_id\x18\x02 \x01(\tR\x06hostId\x12%\n\x0econtent_sha256\x18\x03 \x01(\x0cR\rcontentSha256\x12$\n\x0eaccepted_at_ns\x18\x04 \x01(\x03R\x0cacceptedAtNs\x12)\n\x10windows_accepted\x18\x05 \x01(\x05R\x0fwindowsAccepted\x12/\n\x13windows_quarantined\x18\x06 \x01(\x05R\x12windowsQuarantined\x12)\n\x10samples_accepted\x18\x07 \x01(\x03R\x0fsamplesAccepted\x12!\n\x0cwindows_late\x18\x08 \x01(\x05R\x0bwindowsLate"\xc8\x01\n\x1dListQuarantinedWindowsRequest\x124\n\x04page\x18\x01 \x01(\x0b2 .ironworks.common.v1.PageRequestR\x04page\x12\x1b\n\ttenant_id\x18\x02 \x01(\tR\x08tenantId\x12\x13\n\x05vm_id\x18\x03 \x01(\tR\x04vmId\x12?\n\x05state\x18\x04 \x01(\x0e2).ironworks.aggregatord.v1.QuarantineStateR\x05state"\x9a\x01\n\x1eListQuarantinedWindowsResponse\x12E\n\x07windows\x18\x01 \x03(\x0b2+.ironworks.aggregatord.v1.QuarantinedWindowR\x07windows\x121\n\x04page\x18\x02 \x01(\x0b2\x1d.ironworks.common.v1.PageInfoR\x04page"\xe3\x01\n\x1fResolveQuarantinedWindowRequest\x12\x1b\n\twindow_id\x18\x01 \x01(\tR\x08windowId\x12%\n\x0econtent_sha256\x18\x02 \x01(\x0cR\rcontentSha256\x12?\n\x05state\x18\x03 \x01(\x0e2).ironworks.aggregatord.v1.QuarantineStateR\x05state\x12\x12\n\x04note\x18\x04 \x01(\tR\x04note\x12\'\n\x0fidempotency_key\x18\x05 \x01(\tR\x0eidempotencyKey"`\n\x11ReportLiveRequest\x12\x17\n\x07host_id\x18\x01 \x01(\tR\x06hostId\x122\n\x03vms\x18\x02 \x03(\x0b2 .ironworks.aggregatord.v1.LiveVmR\x03vms"\xa1\x05\n\x06LiveVm\x12\x13\n\x05vm_id\x18\x01 \x01(\tR\x04vmId\x12\x1b\n\ttenant_id\x18\x02 \x01(\tR\x08tenantId\x12#\n\rdeployment_id\x18\x03 \x01(\tR\x0cdeploymentId\x12\x1d\n\nboot_epoch\x18\x04 \x01(\x03R\tbootEpoch\x12\x14\n\x05vcpus\x18\x05 \x01(\x05R\x05vcpus\x12,\n\x12memory_limit_bytes\x18\x06 \x01(\x03R\x10memoryLimitBytes\x12(\n\x10disk_limit_bytes\x18\x07 \x01(\x03R\x0ediskLimitBytes\x12\x10\n\x03seq\x18\x08 \x01(\x03R\x03seq\x12\x13\n\x05at_ns\x18\t \x01(\x03R\x04atNs\x12\x1a\n\x06cpu_ns\x18\n \x01(\x04H\x00R\x05cpuNs\x88\x01\x01\x12&\n\x0cmemory_bytes\x18\x0b \x01(\x04H\x01R\x0bmemoryBytes\x88\x01\x01\x12+\n\x0fdisk_read_bytes\x18\x0c \x01(\x04H\x02R\rdiskReadBytes\x88\x01\x01\x12-\n\x10disk_write_bytes\x18\r \x01(\x04H\x03R\x0ediskWriteBytes\x88\x01\x01\x127\n\x15network_receive_bytes\x18\x0e \x01(\x04H\x04R\x13networkReceiveBytes\x88\x01\x01\x129\n\x16network_transmit_bytes\x18\x0f \x01(\x04H\x05R\x14networkTransmitBytes\x88\x01\x01B\t\n\x07_cpu_nsB\x0f\n\r_memory_bytesB\x12\n\x10_disk_read_bytesB\x13\n\x11_disk_write_bytesB\x18\n\x16_network_receive_bytesB\x19\n\x17_network_transmit_bytes"8\n\x12ReportLiveResponse\x12"\n\rnext_after_ms\x18\x01 \x01(\x05R\x0bnextAfterMs*N\n\x0fPayloadEncoding\x12 \n\x1cPAYLOAD_ENCODING_UNSPECIFIED\x10\x00\x12\x19\n\x15PAYLOAD_ENCODING_ZSTD\x10\x01*f\n\x0cBatchOutcome\x12\x1d\n\x19BATCH_OUTCOME_UNSPECIFIED\x10\x00\x12\x1a\n\x16BATCH_OUTCOME_ACCEPTED\x10\x01\x12\x1b\n\x17BATCH_OUTCOME_DUPLICATE\x10\x02*\xec\x02\n\x10QuarantineReason\x12!\n\x1dQUARANTINE_REASON_UNSPECIFIED\x10\x00\x12\x1f\n\x1bQUARANTINE_REASON_MALFORMED\x10\x01\x12\x1e\n\x1aQUARANTINE_REASON_SEQUENCE\x10\x02\x12\'\n#QUARANTINE_REASON_COUNTER_WENT_BACK\x10\x03\x12"\n\x1eQUARANTINE_REASON_CPU_EXCEEDED\x10\x04\x12%\n!QUARANTINE_REASON_MEMORY_EXCEEDED\x10\x05\x12#\n\x1fQUARANTINE_REASON_RATE_EXCEEDED\x10\x06\x12\x1b\n\x17QUARANTINE_REASON_CLOCK\x10\x07\x12\x1e\n\x1aQUARANTINE_REASON_IDENTITY\x10\x08\x12\x1e\n\x1aQUARANTINE_REASON_CONFLICT\x10\t*\x8c\x01\n\x0fQuarantineState\x12 \n\x1cQUARANTINE_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15QUARANTINE_STATE_OPEN\x10\x01\x12\x1d\n\x19QUARANTINE_STATE_RELEASED\x10\x02\x12\x1d\n\x19QUARANTINE_STATE_REJECTED\x10\x032\xce\x04\n\x0cBatchService\x12j\n\x0bSubmitBatch\x12,.ironworks.aggregatord.v1.SubmitBatchRequest\x1a-.ironworks.aggregatord.v1.SubmitBatchResponse\x12g\n\nReportLive\x12+.ironworks.aggregatord.v1.ReportLiveRequest\x1a,.ironworks.aggregatord.v1.ReportLiveResponse\x12V\n\x08GetBatch\x12).ironworks.aggregatord.v1.GetBatchRequest\x1a\x1f.ironworks.aggregatord.v1.Batch\x12\x8b\x01\n\x16ListQuarantinedWindows\x127.ironworks.aggregatord.v1.ListQuarantinedWindowsRequest\x1a8.ironworks.aggregatord.v1.ListQuarantinedWindowsResponse\x12\x82\x01\n\x18ResolveQuarantinedWindow\x129.ironworks.aggregatord.v1.ResolveQuarantinedWindowRequest\x1a+.ironworks.aggregatord.v1.QuarantinedWindowb\x06proto3',
     [
         samples_pb.desc(),
         common_pb.desc(),
@@ -1028,6 +1284,9 @@ _DESC = file_desc(
         "ListQuarantinedWindowsRequest": ListQuarantinedWindowsRequest,
         "ListQuarantinedWindowsResponse": ListQuarantinedWindowsResponse,
         "ResolveQuarantinedWindowRequest": ResolveQuarantinedWindowRequest,
+        "ReportLiveRequest": ReportLiveRequest,
+        "LiveVm": LiveVm,
+        "ReportLiveResponse": ReportLiveResponse,
         "PayloadEncoding": PayloadEncoding,
         "BatchOutcome": BatchOutcome,
         "QuarantineReason": QuarantineReason,

@@ -19,7 +19,7 @@ from connectrpc.server import ConnectASGIApplication, ConnectWSGIApplication, DE
 from protobuf import DescService
 
 from . import usage_pb
-from .usage_pb import ExportUsageRequest, ExportUsageResponse, GetCompletenessRequest, GetCompletenessResponse, GetUsageRequest, GetUsageResponse, ListGapsRequest, ListGapsResponse, StreamUsageRequest, StreamUsageResponse
+from .usage_pb import ExportUsageRequest, ExportUsageResponse, GetCompletenessRequest, GetCompletenessResponse, GetUsageRequest, GetUsageResponse, ListAdjustmentsRequest, ListAdjustmentsResponse, ListGapsRequest, ListGapsResponse, StreamUsageRequest, StreamUsageResponse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
@@ -72,7 +72,18 @@ class UsageService(Protocol):
 
     def export_usage(self, request: ExportUsageRequest, ctx: RequestContext[ExportUsageRequest, ExportUsageResponse], /) -> AsyncIterator[ExportUsageResponse]:
         """
-        ExportUsage writes usage rows as a file, in chunks.
+        ExportUsage writes usage rows as a file, in chunks. It is bounded by 1,000,000 rows, not by the
+        10,000 of GetUsage. A file without rows has its header.
+
+        Errors: as GetUsage; INVALID_ARGUMENT without a format. An error after the first chunk ends the
+        stream: the file is not whole then.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    async def list_adjustments(self, request: ListAdjustmentsRequest, ctx: RequestContext[ListAdjustmentsRequest, ListAdjustmentsResponse], /) -> ListAdjustmentsResponse:
+        """
+        ListAdjustments lists what arrived after its day was settled: late windows, and windows that
+        were released from quarantine. Usage as GetUsage answers it has them in it already.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -148,6 +159,17 @@ class UsageServiceASGIApplication(ConnectASGIApplication[UsageService]):
                         stream_type=StreamType.SERVER_STREAM,
                     ),
                     function=svc.export_usage,
+                ),
+                "/ironworks.aggregatord.v1.UsageService/ListAdjustments": Endpoint.unary(
+                    method=MethodInfo(
+                        name="ListAdjustments",
+                        service_name="ironworks.aggregatord.v1.UsageService",
+                        input=ListAdjustmentsRequest,
+                        output=ListAdjustmentsResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=svc.list_adjustments,
                 ),
             },
             interceptors=interceptors,
@@ -278,7 +300,11 @@ class UsageServiceClient(ConnectClient):
         timeout_ms: int | None = None,
     ) -> AsyncIterator[ExportUsageResponse]:
         """
-        ExportUsage writes usage rows as a file, in chunks.
+        ExportUsage writes usage rows as a file, in chunks. It is bounded by 1,000,000 rows, not by the
+        10,000 of GetUsage. A file without rows has its header.
+
+        Errors: as GetUsage; INVALID_ARGUMENT without a format. An error after the first chunk ends the
+        stream: the file is not whole then.
         """
         return self.execute_server_stream(
             request=request,
@@ -289,6 +315,30 @@ class UsageServiceClient(ConnectClient):
                 output=ExportUsageResponse,
                 idempotency_level=IdempotencyLevel.UNKNOWN,
                 stream_type=StreamType.SERVER_STREAM,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    async def list_adjustments(
+        self,
+        request: ListAdjustmentsRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> ListAdjustmentsResponse:
+        """
+        ListAdjustments lists what arrived after its day was settled: late windows, and windows that
+        were released from quarantine. Usage as GetUsage answers it has them in it already.
+        """
+        return await self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="ListAdjustments",
+                service_name="ironworks.aggregatord.v1.UsageService",
+                input=ListAdjustmentsRequest,
+                output=ListAdjustmentsResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
             ),
             headers=headers,
             timeout_ms=timeout_ms,
@@ -336,7 +386,18 @@ class UsageServiceSync(Protocol):
 
     def export_usage(self, request: ExportUsageRequest, ctx: RequestContext[ExportUsageRequest, ExportUsageResponse], /) -> Iterator[ExportUsageResponse]:
         """
-        ExportUsage writes usage rows as a file, in chunks.
+        ExportUsage writes usage rows as a file, in chunks. It is bounded by 1,000,000 rows, not by the
+        10,000 of GetUsage. A file without rows has its header.
+
+        Errors: as GetUsage; INVALID_ARGUMENT without a format. An error after the first chunk ends the
+        stream: the file is not whole then.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    def list_adjustments(self, request: ListAdjustmentsRequest, ctx: RequestContext[ListAdjustmentsRequest, ListAdjustmentsResponse], /) -> ListAdjustmentsResponse:
+        """
+        ListAdjustments lists what arrived after its day was settled: late windows, and windows that
+        were released from quarantine. Usage as GetUsage answers it has them in it already.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -410,6 +471,17 @@ class UsageServiceWSGIApplication(ConnectWSGIApplication):
                         stream_type=StreamType.SERVER_STREAM,
                     ),
                     function=service.export_usage,
+                ),
+                "/ironworks.aggregatord.v1.UsageService/ListAdjustments": EndpointSync.unary(
+                    method=MethodInfo(
+                        name="ListAdjustments",
+                        service_name="ironworks.aggregatord.v1.UsageService",
+                        input=ListAdjustmentsRequest,
+                        output=ListAdjustmentsResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=service.list_adjustments,
                 ),
             },
             interceptors=interceptors,
@@ -540,7 +612,11 @@ class UsageServiceClientSync(ConnectClientSync):
         timeout_ms: int | None = None,
     ) -> Iterator[ExportUsageResponse]:
         """
-        ExportUsage writes usage rows as a file, in chunks.
+        ExportUsage writes usage rows as a file, in chunks. It is bounded by 1,000,000 rows, not by the
+        10,000 of GetUsage. A file without rows has its header.
+
+        Errors: as GetUsage; INVALID_ARGUMENT without a format. An error after the first chunk ends the
+        stream: the file is not whole then.
         """
         return self.execute_server_stream(
             request=request,
@@ -551,6 +627,30 @@ class UsageServiceClientSync(ConnectClientSync):
                 output=ExportUsageResponse,
                 idempotency_level=IdempotencyLevel.UNKNOWN,
                 stream_type=StreamType.SERVER_STREAM,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    def list_adjustments(
+        self,
+        request: ListAdjustmentsRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> ListAdjustmentsResponse:
+        """
+        ListAdjustments lists what arrived after its day was settled: late windows, and windows that
+        were released from quarantine. Usage as GetUsage answers it has them in it already.
+        """
+        return self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="ListAdjustments",
+                service_name="ironworks.aggregatord.v1.UsageService",
+                input=ListAdjustmentsRequest,
+                output=ListAdjustmentsResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
             ),
             headers=headers,
             timeout_ms=timeout_ms,

@@ -825,6 +825,190 @@ class ExportUsageResponse(Message[_ExportUsageResponseFields]):
 
         chunk: bytes
 
+_ListAdjustmentsRequestFields: TypeAlias = Literal["filter", "interval", "page"]
+
+class ListAdjustmentsRequest(Message[_ListAdjustmentsRequestFields]):
+    """
+    ListAdjustmentsRequest asks for adjustments.
+
+    ```proto
+    message ironworks.aggregatord.v1.ListAdjustmentsRequest
+    ```
+
+    Attributes:
+        filter:
+            Whose; meters count.
+
+            ```proto
+            optional ironworks.aggregatord.v1.UsageFilter filter = 1;
+            ```
+        interval:
+            Whose day begins in this interval.
+
+            ```proto
+            optional ironworks.aggregatord.v1.Interval interval = 2;
+            ```
+        page:
+            Which page.
+
+            ```proto
+            optional ironworks.common.v1.PageRequest page = 3;
+            ```
+    """
+
+    __slots__ = ("filter", "interval", "page")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            filter: UsageFilter | None = None,
+            interval: Interval | None = None,
+            page: PageRequest | None = None,
+        ) -> None:
+            pass
+
+        filter: UsageFilter | None
+        interval: Interval | None
+        page: PageRequest | None
+
+_AdjustmentFields: TypeAlias = Literal["interval", "tenant_id", "vm_id", "boot_epoch", "meter", "settled_quantity", "adjustment", "unit", "adjusted_at_ns"]
+
+class Adjustment(Message[_AdjustmentFields]):
+    """
+    Adjustment is what one meter of one VM gained on a day after it was settled.
+
+    ```proto
+    message ironworks.aggregatord.v1.Adjustment
+    ```
+
+    Attributes:
+        interval:
+            The UTC day.
+
+            ```proto
+            optional ironworks.aggregatord.v1.Interval interval = 1;
+            ```
+        tenant_id:
+            The tenant.
+
+            ```proto
+            string tenant_id = 2;
+            ```
+        vm_id:
+            The VM.
+
+            ```proto
+            string vm_id = 3;
+            ```
+        boot_epoch:
+            The boot epoch of the VM.
+
+            ```proto
+            int64 boot_epoch = 4;
+            ```
+        meter:
+            What.
+
+            ```proto
+            ironworks.aggregatord.v1.Meter meter = 5;
+            ```
+        settled_quantity:
+            The quantity as it was settled: a decimal integer in canonical units.
+
+            ```proto
+            string settled_quantity = 6;
+            ```
+        adjustment:
+            What has come since: a decimal integer, never 0; it may be negative.
+
+            ```proto
+            string adjustment = 7;
+            ```
+        unit:
+            The canonical unit of the meter.
+
+            ```proto
+            ironworks.aggregatord.v1.Unit unit = 8;
+            ```
+        adjusted_at_ns:
+            When it was last computed, UTC nanoseconds.
+
+            ```proto
+            int64 adjusted_at_ns = 9;
+            ```
+    """
+
+    __slots__ = ("interval", "tenant_id", "vm_id", "boot_epoch", "meter", "settled_quantity", "adjustment", "unit", "adjusted_at_ns")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            interval: Interval | None = None,
+            tenant_id: str = "",
+            vm_id: str = "",
+            boot_epoch: int = 0,
+            meter: Meter | None = None,
+            settled_quantity: str = "",
+            adjustment: str = "",
+            unit: Unit | None = None,
+            adjusted_at_ns: int = 0,
+        ) -> None:
+            pass
+
+        interval: Interval | None
+        tenant_id: str
+        vm_id: str
+        boot_epoch: int
+        meter: Meter
+        settled_quantity: str
+        adjustment: str
+        unit: Unit
+        adjusted_at_ns: int
+
+_ListAdjustmentsResponseFields: TypeAlias = Literal["adjustments", "page"]
+
+class ListAdjustmentsResponse(Message[_ListAdjustmentsResponseFields]):
+    """
+    ListAdjustmentsResponse is one page.
+
+    ```proto
+    message ironworks.aggregatord.v1.ListAdjustmentsResponse
+    ```
+
+    Attributes:
+        adjustments:
+            Ordered by day, VM, epoch and meter.
+
+            ```proto
+            repeated ironworks.aggregatord.v1.Adjustment adjustments = 1;
+            ```
+        page:
+            Where to go on.
+
+            ```proto
+            optional ironworks.common.v1.PageInfo page = 2;
+            ```
+    """
+
+    __slots__ = ("adjustments", "page")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            adjustments: list[Adjustment] | None = None,
+            page: PageInfo | None = None,
+        ) -> None:
+            pass
+
+        adjustments: list[Adjustment]
+        page: PageInfo | None
+
 class Meter(Enum):
     """
     Meter is something that is counted and may be priced. Every meter has one canonical unit in which
@@ -909,8 +1093,10 @@ class Meter(Enum):
             METER_NETWORK_OUT_INTERNAL = 11
             ```
         NETWORK_OUT_P95:
-            95th percentile of the five-minute rates of NETWORK_OUT over the interval, in bits per second.
-            Not additive: has no steps and no sum over VMs.
+            95th percentile of the five-minute rates of NETWORK_OUT over the interval, in bits per second:
+            of the five-minute pieces that begin in the interval and lie in the past, sorted, idle ones too,
+            the one below which 95% lie. Not additive: it is of the whole interval, or of whole days with
+            STEP_DAY; rates of several VMs are added before they are sorted. Only where asked for.
 
             ```proto
             METER_NETWORK_OUT_P95 = 12
@@ -1011,12 +1197,19 @@ class Step(Enum):
             ```proto
             STEP_DAY = 3
             ```
+        FIVE_MINUTES:
+            Pieces of five UTC minutes.
+
+            ```proto
+            STEP_FIVE_MINUTES = 4
+            ```
     """
 
     UNSPECIFIED = 0
     MINUTE = 1
     HOUR = 2
     DAY = 3
+    FIVE_MINUTES = 4
 
 class ExportFormat(Enum):
     """
@@ -1053,7 +1246,7 @@ class ExportFormat(Enum):
 
 
 _DESC = file_desc(
-    b'\n$ironworks/aggregatord/v1/usage.proto\x12\x18ironworks.aggregatord.v1\x1a#ironworks/billaged/v1/samples.proto\x1a ironworks/common/v1/common.proto"8\n\x08Interval\x12\x17\n\x07from_ns\x18\x01 \x01(\x03R\x06fromNs\x12\x13\n\x05to_ns\x18\x02 \x01(\x03R\x04toNs"\x9f\x01\n\x0bUsageFilter\x12\x1b\n\ttenant_id\x18\x01 \x01(\tR\x08tenantId\x12\x15\n\x06vm_ids\x18\x02 \x03(\tR\x05vmIds\x12#\n\rdeployment_id\x18\x03 \x01(\tR\x0cdeploymentId\x127\n\x06meters\x18\x04 \x03(\x0e2\x1f.ironworks.aggregatord.v1.MeterR\x06meters"\xd9\x01\n\x0fGetUsageRequest\x12=\n\x06filter\x18\x01 \x01(\x0b2%.ironworks.aggregatord.v1.UsageFilterR\x06filter\x12>\n\x08interval\x18\x02 \x01(\x0b2".ironworks.aggregatord.v1.IntervalR\x08interval\x122\n\x04step\x18\x03 \x01(\x0e2\x1e.ironworks.aggregatord.v1.StepR\x04step\x12\x13\n\x05by_vm\x18\x04 \x01(\x08R\x04byVm"\x96\x01\n\x10GetUsageResponse\x126\n\x04rows\x18\x01 \x03(\x0b2".ironworks.aggregatord.v1.UsageRowR\x04rows\x12J\n\x0ccompleteness\x18\x02 \x01(\x0b2&.ironworks.aggregatord.v1.CompletenessR\x0ccompleteness"\x83\x02\n\x08UsageRow\x12>\n\x08interval\x18\x01 \x01(\x0b2".ironworks.aggregatord.v1.IntervalR\x08interval\x12\x1b\n\ttenant_id\x18\x02 \x01(\tR\x08tenantId\x12\x13\n\x05vm_id\x18\x03 \x01(\tR\x04vmId\x125\n\x05meter\x18\x04 \x01(\x0e2\x1f.ironworks.aggregatord.v1.MeterR\x05meter\x12\x1a\n\x08quantity\x18\x05 \x01(\tR\x08quantity\x122\n\x04unit\x18\x06 \x01(\x0e2\x1e.ironworks.aggregatord.v1.UnitR\x04unit"\x9c\x01\n\x0cCompleteness\x12\x1a\n\x08expected\x18\x01 \x01(\x03R\x08expected\x12\x1a\n\x08received\x18\x02 \x01(\x03R\x08received\x12\x18\n\x07missing\x18\x03 \x01(\x03R\x07missing\x12 \n\x0bquarantined\x18\x04 \x01(\x03R\x0bquarantined\x12\x18\n\x07partial\x18\x05 \x01(\x03R\x07partial"\x97\x01\n\x16GetCompletenessRequest\x12=\n\x06filter\x18\x01 \x01(\x0b2%.ironworks.aggregatord.v1.UsageFilterR\x06filter\x12>\n\x08interval\x18\x02 \x01(\x0b2".ironworks.aggregatord.v1.IntervalR\x08interval"\xcc\x01\n\x0eVmCompleteness\x12\x13\n\x05vm_id\x18\x01 \x01(\tR\x04vmId\x12J\n\x0ccompleteness\x18\x02 \x01(\x0b2&.ironworks.aggregatord.v1.CompletenessR\x0ccompleteness\x126\n\x04gaps\x18\x03 \x03(\x0b2".ironworks.aggregatord.v1.GapCountR\x04gaps\x12!\n\x0cwatermark_ns\x18\x04 \x01(\x03R\x0bwatermarkNs"^\n\x08GapCount\x128\n\x06reason\x18\x01 \x01(\x0e2 .ironworks.billaged.v1.GapReasonR\x06reason\x12\x18\n\x07samples\x18\x02 \x01(\x03R\x07samples"\xcb\x01\n\x17GetCompletenessResponse\x12<\n\x05total\x18\x01 \x01(\x0b2&.ironworks.aggregatord.v1.CompletenessR\x05total\x126\n\x04gaps\x18\x02 \x03(\x0b2".ironworks.aggregatord.v1.GapCountR\x04gaps\x12:\n\x03vms\x18\x03 \x03(\x0b2(.ironworks.aggregatord.v1.VmCompletenessR\x03vms"\xc6\x01\n\x0fListGapsRequest\x12=\n\x06filter\x18\x01 \x01(\x0b2%.ironworks.aggregatord.v1.UsageFilterR\x06filter\x12>\n\x08interval\x18\x02 \x01(\x0b2".ironworks.aggregatord.v1.IntervalR\x08interval\x124\n\x04page\x18\x03 \x01(\x0b2 .ironworks.common.v1.PageRequestR\x04page"x\n\x08UsageGap\x12,\n\x03gap\x18\x01 \x01(\x0b2\x1a.ironworks.billaged.v1.GapR\x03gap\x12>\n\x08interval\x18\x02 \x01(\x0b2".ironworks.aggregatord.v1.IntervalR\x08interval"}\n\x10ListGapsResponse\x126\n\x04gaps\x18\x01 \x03(\x0b2".ironworks.aggregatord.v1.UsageGapR\x04gaps\x121\n\x04page\x18\x02 \x01(\x0b2\x1d.ironworks.common.v1.PageInfoR\x04page"S\n\x12StreamUsageRequest\x12=\n\x06filter\x18\x01 \x01(\x0b2%.ironworks.aggregatord.v1.UsageFilterR\x06filter"M\n\x13StreamUsageResponse\x126\n\x04rows\x18\x01 \x03(\x0b2".ironworks.aggregatord.v1.UsageRowR\x04rows"\x9c\x02\n\x12ExportUsageRequest\x12=\n\x06filter\x18\x01 \x01(\x0b2%.ironworks.aggregatord.v1.UsageFilterR\x06filter\x12>\n\x08interval\x18\x02 \x01(\x0b2".ironworks.aggregatord.v1.IntervalR\x08interval\x122\n\x04step\x18\x03 \x01(\x0e2\x1e.ironworks.aggregatord.v1.StepR\x04step\x12\x13\n\x05by_vm\x18\x04 \x01(\x08R\x04byVm\x12>\n\x06format\x18\x05 \x01(\x0e2&.ironworks.aggregatord.v1.ExportFormatR\x06format"+\n\x13ExportUsageResponse\x12\x14\n\x05chunk\x18\x01 \x01(\x0cR\x05chunk*\xd3\x02\n\x05Meter\x12\x15\n\x11METER_UNSPECIFIED\x10\x00\x12\x1a\n\x16METER_VCPU_PROVISIONED\x10\x01\x12\x13\n\x0fMETER_VCPU_USED\x10\x02\x12\x1c\n\x18METER_MEMORY_PROVISIONED\x10\x03\x12\x15\n\x11METER_MEMORY_USED\x10\x04\x12\x13\n\x0fMETER_DISK_READ\x10\x05\x12\x14\n\x10METER_DISK_WRITE\x10\x06\x12\x1a\n\x16METER_DISK_PROVISIONED\x10\x07\x12\x14\n\x10METER_NETWORK_IN\x10\x08\x12\x15\n\x11METER_NETWORK_OUT\x10\t\x12\x1e\n\x1aMETER_NETWORK_OUT_INTERNET\x10\n\x12\x1e\n\x1aMETER_NETWORK_OUT_INTERNAL\x10\x0b\x12\x19\n\x15METER_NETWORK_OUT_P95\x10\x0c*x\n\x04Unit\x12\x14\n\x10UNIT_UNSPECIFIED\x10\x00\x12\x18\n\x14UNIT_VCPU_NANOSECOND\x10\x01\x12\x18\n\x14UNIT_BYTE_NANOSECOND\x10\x02\x12\r\n\tUNIT_BYTE\x10\x03\x12\x17\n\x13UNIT_BIT_PER_SECOND\x10\x04*J\n\x04Step\x12\x14\n\x10STEP_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSTEP_MINUTE\x10\x01\x12\r\n\tSTEP_HOUR\x10\x02\x12\x0c\n\x08STEP_DAY\x10\x03*_\n\x0cExportFormat\x12\x1d\n\x19EXPORT_FORMAT_UNSPECIFIED\x10\x00\x12\x15\n\x11EXPORT_FORMAT_CSV\x10\x01\x12\x19\n\x15EXPORT_FORMAT_PARQUET\x10\x022\xa8\x04\n\x0cUsageService\x12a\n\x08GetUsage\x12).ironworks.aggregatord.v1.GetUsageRequest\x1a*.ironworks.aggregatord.v1.GetUsageResponse\x12v\n\x0fGetCompleteness\x120.ironworks.aggregatord.v1.GetCompletenessRequest\x1a1.ironworks.aggregatord.v1.GetCompletenessResponse\x12a\n\x08ListGaps\x12).ironworks.aggregatord.v1.ListGapsRequest\x1a*.ironworks.aggregatord.v1.ListGapsResponse\x12l\n\x0bStreamUsage\x12,.ironworks.aggregatord.v1.StreamUsageRequest\x1a-.ironworks.aggregatord.v1.StreamUsageResponse0\x01\x12l\n\x0bExportUsage\x12,.ironworks.aggregatord.v1.ExportUsageRequest\x1a-.ironworks.aggregatord.v1.ExportUsageResponse0\x01b\x06proto3',
+    b'\n$ironworks/aggregatord/v1/usage.proto\x12\x18ironworks.aggregatord.v1\x1a#ironworks/billaged/v1/samples.proto\x1a ironworks/common/v1/common.proto"8\n\x08Interval\x12\x17\n\x07from_ns\x18\x01 \x01(\x03R\x06fromNs\x12\x13\n\x05to_ns\x18\x02 \x01(\x03R\x04toNs"\x9f\x01\n\x0bUsageFilter\x12\x1b\n\ttenant_id\x18\x01 \x01(\tR\x08tenantId\x12\x15\n\x06vm_ids\x18\x02 \x03(\tR\x05vmIds\x12#\n\rdeployment_id\x18\x03 \x01(\tR\x0cdeploymentId\x127\n\x06meters\x18\x04 \x03(\x0e2\x1f.ironworks.aggregatord.v1.MeterR\x06meters"\xd9\x01\n\x0fGetUsageRequest\x12=\n\x06filter\x18\x01 \x01(\x0b2%.ironworks.aggregatord.v1.UsageFilterR\x06filter\x12>\n\x08interval\x18\x02 \x01(\x0b2".ironworks.aggregatord.v1.IntervalR\x08interval\x122\n\x04step\x18\x03 \x01(\x0e2\x1e.ironworks.aggregatord.v1.StepR\x04step\x12\x13\n\x05by_vm\x18\x04 \x01(\x08R\x04byVm"\x96\x01\n\x10GetUsageResponse\x126\n\x04rows\x18\x01 \x03(\x0b2".ironworks.aggregatord.v1.UsageRowR\x04rows\x12J\n\x0ccompleteness\x18\x02 \x01(\x0b2&.ironworks.aggregatord.v1.CompletenessR\x0ccompleteness"\x83\x02\n\x08UsageRow\x12>\n\x08interval\x18\x01 \x01(\x0b2".ironworks.aggregatord.v1.IntervalR\x08interval\x12\x1b\n\ttenant_id\x18\x02 \x01(\tR\x08tenantId\x12\x13\n\x05vm_id\x18\x03 \x01(\tR\x04vmId\x125\n\x05meter\x18\x04 \x01(\x0e2\x1f.ironworks.aggregatord.v1.MeterR\x05meter\x12\x1a\n\x08quantity\x18\x05 \x01(\tR\x08quantity\x122\n\x04unit\x18\x06 \x01(\x0e2\x1e.ironworks.aggregatord.v1.UnitR\x04unit"\x9c\x01\n\x0cCompleteness\x12\x1a\n\x08expected\x18\x01 \x01(\x03R\x08expected\x12\x1a\n\x08received\x18\x02 \x01(\x03R\x08received\x12\x18\n\x07missing\x18\x03 \x01(\x03R\x07missing\x12 \n\x0bquarantined\x18\x04 \x01(\x03R\x0bquarantined\x12\x18\n\x07partial\x18\x05 \x01(\x03R\x07partial"\x97\x01\n\x16GetCompletenessRequest\x12=\n\x06filter\x18\x01 \x01(\x0b2%.ironworks.aggregatord.v1.UsageFilterR\x06filter\x12>\n\x08interval\x18\x02 \x01(\x0b2".ironworks.aggregatord.v1.IntervalR\x08interval"\xcc\x01\n\x0eVmCompleteness\x12\x13\n\x05vm_id\x18\x01 \x01(\tR\x04vmId\x12J\n\x0ccompleteness\x18\x02 \x01(\x0b2&.ironworks.aggregatord.v1.CompletenessR\x0ccompleteness\x126\n\x04gaps\x18\x03 \x03(\x0b2".ironworks.aggregatord.v1.GapCountR\x04gaps\x12!\n\x0cwatermark_ns\x18\x04 \x01(\x03R\x0bwatermarkNs"^\n\x08GapCount\x128\n\x06reason\x18\x01 \x01(\x0e2 .ironworks.billaged.v1.GapReasonR\x06reason\x12\x18\n\x07samples\x18\x02 \x01(\x03R\x07samples"\xcb\x01\n\x17GetCompletenessResponse\x12<\n\x05total\x18\x01 \x01(\x0b2&.ironworks.aggregatord.v1.CompletenessR\x05total\x126\n\x04gaps\x18\x02 \x03(\x0b2".ironworks.aggregatord.v1.GapCountR\x04gaps\x12:\n\x03vms\x18\x03 \x03(\x0b2(.ironworks.aggregatord.v1.VmCompletenessR\x03vms"\xc6\x01\n\x0fListGapsRequest\x12=\n\x06filter\x18\x01 \x01(\x0b2%.ironworks.aggregatord.v1.UsageFilterR\x06filter\x12>\n\x08interval\x18\x02 \x01(\x0b2".ironworks.aggregatord.v1.IntervalR\x08interval\x124\n\x04page\x18\x03 \x01(\x0b2 .ironworks.common.v1.PageRequestR\x04page"x\n\x08UsageGap\x12,\n\x03gap\x18\x01 \x01(\x0b2\x1a.ironworks.billaged.v1.GapR\x03gap\x12>\n\x08interval\x18\x02 \x01(\x0b2".ironworks.aggregatord.v1.IntervalR\x08interval"}\n\x10ListGapsResponse\x126\n\x04gaps\x18\x01 \x03(\x0b2".ironworks.aggregatord.v1.UsageGapR\x04gaps\x121\n\x04page\x18\x02 \x01(\x0b2\x1d.ironworks.common.v1.PageInfoR\x04page"S\n\x12StreamUsageRequest\x12=\n\x06filter\x18\x01 \x01(\x0b2%.ironworks.aggregatord.v1.UsageFilterR\x06filter"M\n\x13StreamUsageResponse\x126\n\x04rows\x18\x01 \x03(\x0b2".ironworks.aggregatord.v1.UsageRowR\x04rows"\x9c\x02\n\x12ExportUsageRequest\x12=\n\x06filter\x18\x01 \x01(\x0b2%.ironworks.aggregatord.v1.UsageFilterR\x06filter\x12>\n\x08interval\x18\x02 \x01(\x0b2".ironworks.aggregatord.v1.IntervalR\x08interval\x122\n\x04step\x18\x03 \x01(\x0e2\x1e.ironworks.aggregatord.v1.StepR\x04step\x12\x13\n\x05by_vm\x18\x04 \x01(\x08R\x04byVm\x12>\n\x06format\x18\x05 \x01(\x0e2&.ironworks.aggregatord.v1.ExportFormatR\x06format"+\n\x13ExportUsageResponse\x12\x14\n\x05chunk\x18\x01 \x01(\x0cR\x05chunk"\xcd\x01\n\x16ListAdjustmentsRequest\x12=\n\x06filter\x18\x01 \x01(\x0b2%.ironworks.aggregatord.v1.UsageFilterR\x06filter\x12>\n\x08interval\x18\x02 \x01(\x0b2".ironworks.aggregatord.v1.IntervalR\x08interval\x124\n\x04page\x18\x03 \x01(\x0b2 .ironworks.common.v1.PageRequestR\x04page"\xf9\x02\n\nAdjustment\x12>\n\x08interval\x18\x01 \x01(\x0b2".ironworks.aggregatord.v1.IntervalR\x08interval\x12\x1b\n\ttenant_id\x18\x02 \x01(\tR\x08tenantId\x12\x13\n\x05vm_id\x18\x03 \x01(\tR\x04vmId\x12\x1d\n\nboot_epoch\x18\x04 \x01(\x03R\tbootEpoch\x125\n\x05meter\x18\x05 \x01(\x0e2\x1f.ironworks.aggregatord.v1.MeterR\x05meter\x12)\n\x10settled_quantity\x18\x06 \x01(\tR\x0fsettledQuantity\x12\x1e\n\nadjustment\x18\x07 \x01(\tR\nadjustment\x122\n\x04unit\x18\x08 \x01(\x0e2\x1e.ironworks.aggregatord.v1.UnitR\x04unit\x12$\n\x0eadjusted_at_ns\x18\t \x01(\x03R\x0cadjustedAtNs"\x94\x01\n\x17ListAdjustmentsResponse\x12F\n\x0badjustments\x18\x01 \x03(\x0b2$.ironworks.aggregatord.v1.AdjustmentR\x0badjustments\x121\n\x04page\x18\x02 \x01(\x0b2\x1d.ironworks.common.v1.PageInfoR\x04page*\xd3\x02\n\x05Meter\x12\x15\n\x11METER_UNSPECIFIED\x10\x00\x12\x1a\n\x16METER_VCPU_PROVISIONED\x10\x01\x12\x13\n\x0fMETER_VCPU_USED\x10\x02\x12\x1c\n\x18METER_MEMORY_PROVISIONED\x10\x03\x12\x15\n\x11METER_MEMORY_USED\x10\x04\x12\x13\n\x0fMETER_DISK_READ\x10\x05\x12\x14\n\x10METER_DISK_WRITE\x10\x06\x12\x1a\n\x16METER_DISK_PROVISIONED\x10\x07\x12\x14\n\x10METER_NETWORK_IN\x10\x08\x12\x15\n\x11METER_NETWORK_OUT\x10\t\x12\x1e\n\x1aMETER_NETWORK_OUT_INTERNET\x10\n\x12\x1e\n\x1aMETER_NETWORK_OUT_INTERNAL\x10\x0b\x12\x19\n\x15METER_NETWORK_OUT_P95\x10\x0c*x\n\x04Unit\x12\x14\n\x10UNIT_UNSPECIFIED\x10\x00\x12\x18\n\x14UNIT_VCPU_NANOSECOND\x10\x01\x12\x18\n\x14UNIT_BYTE_NANOSECOND\x10\x02\x12\r\n\tUNIT_BYTE\x10\x03\x12\x17\n\x13UNIT_BIT_PER_SECOND\x10\x04*a\n\x04Step\x12\x14\n\x10STEP_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSTEP_MINUTE\x10\x01\x12\r\n\tSTEP_HOUR\x10\x02\x12\x0c\n\x08STEP_DAY\x10\x03\x12\x15\n\x11STEP_FIVE_MINUTES\x10\x04*_\n\x0cExportFormat\x12\x1d\n\x19EXPORT_FORMAT_UNSPECIFIED\x10\x00\x12\x15\n\x11EXPORT_FORMAT_CSV\x10\x01\x12\x19\n\x15EXPORT_FORMAT_PARQUET\x10\x022\xa0\x05\n\x0cUsageService\x12a\n\x08GetUsage\x12).ironworks.aggregatord.v1.GetUsageRequest\x1a*.ironworks.aggregatord.v1.GetUsageResponse\x12v\n\x0fGetCompleteness\x120.ironworks.aggregatord.v1.GetCompletenessRequest\x1a1.ironworks.aggregatord.v1.GetCompletenessResponse\x12a\n\x08ListGaps\x12).ironworks.aggregatord.v1.ListGapsRequest\x1a*.ironworks.aggregatord.v1.ListGapsResponse\x12l\n\x0bStreamUsage\x12,.ironworks.aggregatord.v1.StreamUsageRequest\x1a-.ironworks.aggregatord.v1.StreamUsageResponse0\x01\x12l\n\x0bExportUsage\x12,.ironworks.aggregatord.v1.ExportUsageRequest\x1a-.ironworks.aggregatord.v1.ExportUsageResponse0\x01\x12v\n\x0fListAdjustments\x120.ironworks.aggregatord.v1.ListAdjustmentsRequest\x1a1.ironworks.aggregatord.v1.ListAdjustmentsResponseb\x06proto3',
     [
         samples_pb.desc(),
         common_pb.desc(),
@@ -1076,6 +1269,9 @@ _DESC = file_desc(
         "StreamUsageResponse": StreamUsageResponse,
         "ExportUsageRequest": ExportUsageRequest,
         "ExportUsageResponse": ExportUsageResponse,
+        "ListAdjustmentsRequest": ListAdjustmentsRequest,
+        "Adjustment": Adjustment,
+        "ListAdjustmentsResponse": ListAdjustmentsResponse,
         "Meter": Meter,
         "Unit": Unit,
         "Step": Step,

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import pytest
+
+from ironworks.aggregatord import decode, metering
+from ironworks.aggregatord.judging import PAGE, Candidate, Judge
+from ironworks.aggregatord.types import DAY_NS, Interval, UsageFilter, VmEpoch, Window
+from ironworks.gen.ironworks.aggregatord.v1 import batch_pb
+from ironworks.gen.ironworks.aggregatord.v1.batch_pb import QuarantineReason
+from ironworks.gen.ironworks.aggregatord.v1.usage_pb import Meter
+from ironworks.testkit.aggregator import Aggregator
+from ironworks.testkit.metering import EPOCH_AT_NS, reading, window
+
+KEY = VmEpoch("vm_1", 1)
+MINE = UsageFilter(tenant_id="tnt_a")
+DAY = EPOCH_AT_NS // DAY_NS * DAY_NS
+TODAY = Interval(from_ns=DAY, to_ns=DAY + DAY_NS)
+NO_CPU = 0b000001
+
+
+def candidate(raw: batch_pb.Window, position: int = 0) -> Candidate:
+    made = decode.window_of(raw)
+    assert isinstance(made, Window)
+    return Candidate(position=position, window=made, summary=metering.summarise(made))
+
+
+async def growths(made: Aggregator) -> list[tuple[int, int, int]]:
+    """First number, CPU time and version of each stored window."""
+    stored = await made.warehouse.following(KEY, -1, 1000)
+    return [(one.summary.first_seq, one.growth.grown["cpu_ns"], one.version) for one in stored]
+
+
+async def test_in_order_nothing_is_asked_of_the_engine(
+    made: Aggregator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await made.submit([window(range(10))])
+    judge = Judge(made.database, made.warehouse)
+    monkeypatch.setattr(made.engine, "rows", None)
+    judgement = await judge.judge("hst_test", [candidate(window(range(10, 20)))])
+    [one] = judgement.accepted
+    assert one.growth.grown["cpu_ns"] == reading("cpu_ns", 19) - reading("cpu_ns", 9)
+    assert judgement.ends[KEY].last_seq == 19
+    assert judgement.rewritten == []
+
+
+async def test_what_comes_late_is_taken_off_the_window_after_it(made: Aggregator) -> None:
+    step = reading("cpu_ns", 10) - reading("cpu_ns", 0)
+    for first in (0, 20, 30):
+        await made.submit([window(range(first, first + 10))])
+    assert await growths(made) == [(0, step * 9 // 10, 1), (20, 2 * step, 1), (30, step, 1)]
+    await made.submit([window(range(10, 20))])
+    assert await growths(made) == [
+        (0, step * 9 // 10, 1),
+        (10, step, 1),
+        (20, step, 2),
+        (30, step, 1),
+    ]
+
+
+async def test_a_reading_that_is_missing_hands_the_difference_on(made: Aggregator) -> None:
+    def at(first: int, mask: int = 0) -> batch_pb.Window:
+        return window(range(first, first + 10), absent_mask=[mask] * 10)
+
+    step = reading("cpu_ns", 10)
+    for raw in (at(0), at(20, NO_CPU), at(30, NO_CPU), at(40)):
+        await made.submit([raw])
+    assert [cpu for _, cpu, _ in await growths(made)] == [step * 9 // 10, 0, 0, 4 * step]
+    await made.submit([at(10)])
+    assert await growths(made) == [
+        (0, step * 9 // 10, 1),
+        (10, step, 1),
+        # Its time is shorter now, its CPU time was never read.
+        (20, 0, 2),
+        (30, 0, 1),
+        (40, 3 * step, 2),
+    ]
+
+
+async def test_more_windows_than_a_page_are_walked_over(made: Aggregator) -> None:
+    no_disk = 0b001100
+    later = [window([seq], absent_mask=[no_disk]) for seq in range(20, 20 + PAGE + 30)]
+    await made.submit(later)
+    await made.submit([window([3_000])])
+    await made.submit([window([1])])
+    await made.submit([window([10])])
+    used = await made.usage.usage(MINE, TODAY)
+    assert {row.meter: row.quantity for row in used}[Meter.DISK_READ] == reading(
+        "disk_read_bytes", 2_999
+    )
+
+
+async def test_late_and_early_windows_in_one_batch_add_up(made: Aggregator) -> None:
+    await made.submit([window(range(20, 30)), window(range(60, 70))])
+    mixed = [window(range(first, first + 10)) for first in (70, 0, 40, 30)]
+    assert len((await made.submit(mixed, "bat_mixed")).accepted) == 4
+    used = {row.meter: row.quantity for row in await made.usage.usage(MINE, TODAY)}
+    assert used[Meter.VCPU_USED] == reading("cpu_ns", 79)
+    assert used[Meter.VCPU_PROVISIONED] == 2 * 79 * 100_000_000
+    assert [seq for seq, _, _ in await growths(made)] == [0, 20, 30, 40, 60, 70]
+
+
+async def test_an_operator_s_word_counts_but_no_sample_counts_twice(made: Aggregator) -> None:
+    await made.submit([window(range(10))])
+    judge = Judge(made.database, made.warehouse)
+    absurd = candidate(window([10], values={"cpu_ns": [10**15]}))
+    judgement = await judge.judge("hst_test", [absurd])
+    assert [finding.reason for _, finding in judgement.refused] == [QuarantineReason.CPU_EXCEEDED]
+    assert (await judge.judge("hst_test", [absurd], forced=True)).refused == []
+    twice = candidate(window([9, 10]))
+    judgement = await judge.judge("hst_test", [twice], forced=True)
+    assert [finding.reason for _, finding in judgement.refused] == [QuarantineReason.SEQUENCE]
+
+
+async def test_a_vm_stays_on_its_host(made: Aggregator) -> None:
+    await made.submit([window(range(10))])
+    judge = Judge(made.database, made.warehouse)
+    judgement = await judge.judge("hst_other", [candidate(window(range(10, 20)))])
+    assert [finding.reason for _, finding in judgement.refused] == [QuarantineReason.IDENTITY]
+
+
+async def test_within_a_batch_a_new_vm_has_one_tenant(made: Aggregator) -> None:
+    outcome = await made.submit([window([1]), window([2], tenant_id="tnt_b")])
+    assert [one.window.finding.reason for one in outcome.refused] == [QuarantineReason.IDENTITY]
