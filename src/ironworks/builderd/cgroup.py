@@ -187,7 +187,8 @@ def build_groups(settings: BuilderSettings, clock: Clock) -> BuildGroups | None:
         processors=settings.build_processors,
         process_count=settings.build_processes,
     )
-    return BuildGroups(read_layout(), tag_of(settings.data_dir), limits, clock)
+    tag = f"{tag_of(settings.data_dir)}-{settings.worker_name}"
+    return BuildGroups(read_layout(), tag, limits, clock)
 
 
 def _write(path: Path, value: object) -> None:

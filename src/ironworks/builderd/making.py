@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 
 from ironworks.builderd import policy as policies
 from ironworks.builderd import store, tenants, turns
+from ironworks.builderd.cgroup import build_groups
 from ironworks.builderd.decide import move, reuse_key, with_registry
 from ironworks.builderd.flatten.plan import Flattened, Layer, Limits, Plan
 from ironworks.builderd.journal import Journal
@@ -97,6 +98,7 @@ class Maker:
         self._assets = assets
         self._reach = reach
         self._settings = settings
+        self._groups = build_groups(settings, clock)
         self._clock = clock
         self._parse = parse
 
@@ -206,6 +208,7 @@ class Maker:
                     blobs=image.blobs,
                     scratch=scratch,
                     on_step=lambda step, done: self._report(build.build_id, step, done, 0),
+                    groups=self._groups,
                 )
             except InvalidRequest as error:
                 lines += policies.judge_refusal(error)
@@ -425,6 +428,7 @@ class Maker:
                     blobs=opened.blobs,
                     scratch=scratch,
                     on_step=lambda _step, _done: None,
+                    groups=self._groups,
                 )
             except InvalidRequest as error:
                 limit = policies.judge_refusal(error)

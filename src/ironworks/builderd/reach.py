@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ironworks.builderd import tenants
+from ironworks.builderd.cgroup import build_groups
 from ironworks.builderd.policy import source_of
 from ironworks.builderd.sources.documents import read_manifest
 from ironworks.builderd.sources.local import classify, locate, resolve_layout
@@ -60,7 +61,11 @@ class Reach:
         registries.write_text(
             registries_conf(settings.insecure_registries, settings.registry_mirrors)
         )
-        self._skopeo = Skopeo(registries=registries, file_bytes=settings.max_packed_bytes)
+        self._skopeo = Skopeo(
+            registries=registries,
+            file_bytes=settings.max_packed_bytes,
+            groups=build_groups(settings, clock),
+        )
 
     @property
     def blobs_dir(self) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -153,7 +154,12 @@ async def build_world(
     **settings: Any,
 ) -> AsyncGenerator[BuildWorld]:
     """A builderd below `data_dir`; at most two builds of a tenant wait."""
-    chosen: dict[str, Any] = {"min_free_bytes": 0, "max_queued_builds_per_tenant": 2, **settings}
+    chosen: dict[str, Any] = {
+        "min_free_bytes": 0,
+        "max_queued_builds_per_tenant": 2,
+        "build_cgroups": os.geteuid() == 0,
+        **settings,
+    }
     limits = BuilderSettings(data_dir=data_dir, **chosen)
     limits.staging_dir.mkdir(parents=True, exist_ok=True)
     (data_dir / "images").mkdir(exist_ok=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ironworks.builderd.flatten.headers import BLOCK, Entry, Kind
-from ironworks.builderd.flatten.tree import Item
+from ironworks.builderd.flatten.tree import Item, Tree
 
 _MAX_NAME_BYTES = 100
 _MAX_OCTAL_ID = 0o7777777
@@ -27,6 +27,22 @@ class Counts:
     unpacked_bytes: int = 0
     file_count: int = 0
     inode_count: int = 1
+
+    def add(self, item: Item) -> None:
+        """Count one name."""
+        self.file_count += 1
+        if not item.link_to:
+            self.inode_count += 1
+            if item.entry.kind is Kind.FILE:
+                self.unpacked_bytes += item.entry.size
+
+
+def count(tree: Tree) -> Counts:
+    """What a tree has that is not written."""
+    counts = Counts()
+    for item in tree.items():
+        counts.add(item)
+    return counts
 
 
 class ArchiveWriter:
@@ -51,14 +67,10 @@ class ArchiveWriter:
         return self._counts
 
     def _item(self, item: Item) -> None:
-        self._counts.file_count += 1
-        entry = item.entry
+        self._counts.add(item)
         self._buffer += headers_of(item)
-        if not item.link_to:
-            self._counts.inode_count += 1
-            if entry.kind is Kind.FILE:
-                self._counts.unpacked_bytes += entry.size
-                self._data(self._layers[item.layer], entry)
+        if not item.link_to and item.entry.kind is Kind.FILE:
+            self._data(self._layers[item.layer], item.entry)
         if len(self._buffer) >= _FLUSH_BYTES:
             self._flush()
 

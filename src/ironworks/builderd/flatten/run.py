@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from ironworks.builderd.flatten.archive import Counts
+from ironworks.builderd.flatten.archive import Counts, count
 from ironworks.builderd.flatten.blobs import Budget, no_room, unpack
 from ironworks.builderd.flatten.contents import Contents
 from ironworks.builderd.flatten.ext4 import write_ext4
@@ -72,11 +72,12 @@ def flatten(plan: Plan, say: Say) -> Flattened:
     packages, notes = find_packages(contents.read, contents.names)
     refused = any(one.action is Action.REFUSE and one.path_count for one in findings)
     sha256, size_bytes = "", 0
-    counts = Counts()
     if plan.output and not refused:
         say({"step": "writing the file system", "done_bytes": 0})
         counts = _write(plan, tree, [fd for fd, _ in tars])
         sha256, size_bytes = _hash(plan.output)
+    else:
+        counts = count(tree)
     return Flattened(
         sha256=sha256,
         size_bytes=size_bytes,

@@ -70,6 +70,12 @@ _REASONS: Sequence[tuple[tuple[str, ...], type[IronError], str, str]] = (
         "It may not be a container image.",
     ),
     (
+        ("fslayers", "schema 1", "unsupported manifest", "unsupported docker", "unknown manifest"),
+        InvalidRequest,
+        "{image} has a type of manifest that is not known here.",
+        "Push it again with a current docker, podman or skopeo.",
+    ),
+    (
         ("stopped after 10 redirects",),
         Unavailable,
         "The registry of {image} redirects in circles.",
@@ -259,7 +265,8 @@ class Skopeo:
     async def _inspect(self, location: str, login: Path | None) -> bytes:
         command = [*self._command("inspect", login), "--raw", f"docker://{location}"]
         sandbox = Sandbox(network=True, readable=self._readable(login))
-        late = f"The registry of {location} did not answer"
+        # skopeo waits by itself where it is told to ask less often.
+        late = f"The registry of {location} limits how often it may be asked, or did not answer"
         done = await self._run(sandbox, command, self._answer_seconds, late)
         if done.status != 0:
             raise explain(location, done.stderr_tail)
