@@ -142,7 +142,9 @@ async def _fresh_vmm(context: Context, vm: Vm) -> tuple[Vm, Handle]:
     await context.groups.remove(vm.vm_id)
     await context.steps.reach(Step.CGROUP_CREATE, vm.vm_id)
     group = await context.groups.create(vm.vm_id, group_limits(context, vm))
-    await _mend_network(context, vm)
+    # After a reboot of the host all of the network is gone; it is made again in the VM's slot.
+    await context.steps.reach(Step.NETWORK_SLOT, vm.vm_id)
+    await mend_network(context, vm, None)
     await _mend_jail(context, vm, lease)
     driver = context.driver_of(vm.evidence)
     handle = await driver.reboot(vmm_spec(context, vm, lease, group), vm.evidence)
@@ -161,12 +163,6 @@ async def _fresh_vmm(context: Context, vm: Vm) -> tuple[Vm, Handle]:
         drift=(),
     )
     return await context.amend(fresh), handle
-
-
-async def _mend_network(context: Context, vm: Vm) -> None:
-    """Make the network anew if anything of it is gone: after a reboot of the host all of it is."""
-    await context.steps.reach(Step.NETWORK_SLOT, vm.vm_id)
-    await mend_network(context, vm, None)
 
 
 async def _mend_jail(context: Context, vm: Vm, lease: Lease) -> None:

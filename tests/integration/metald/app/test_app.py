@@ -10,11 +10,12 @@ import pytest
 
 from ironworks.metald.app import boot, create, stop
 from ironworks.metald.app.recover import recover_all
+from ironworks.metald.network.naming import TAP
 from ironworks.metald.purge import purge
-from ironworks.metald.reconcilers import LeftoverReconciler, VmReconciler
-from ironworks.metald.steps import Step
-from ironworks.metald.types import Readiness, Vm, VmState, Workload
-from ironworks.model.errors import DeadlineExceeded, FailedPrecondition, IronError
+from ironworks.metald.reconcilers import RestartReconciler, VmReconciler
+from ironworks.metald.types import Readiness, RestartMode, RestartPolicy, Vm, VmState, Workload
+from ironworks.model.errors import DeadlineExceeded, FailedPrecondition
+from ironworks.runtime.process import run
 from ironworks.testkit.metald import TENANT, World, vm_spec, world
 
 pytestmark = pytest.mark.root
@@ -53,53 +54,6 @@ async def test_a_burst_comes_and_goes_without_a_trace(w: World) -> None:
     await asyncio.gather(*(stop.delete_vm(w.context, vm, force=True) for vm in vms))
     assert await w.left() == {}
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
-
-
-FAILS_THE_BOOT = (
-    Step.ASSET_LEASE,
-    Step.NETWORK_SLOT,
-    Step.CGROUP_CREATE,
-    Step.JAIL_DIRECTORY,
-    Step.ASSET_PREPARE,
-    Step.JAIL_PREPARE,
-    Step.VMM_CONFIGURE,
-    Step.VMM_SPAWN,
-    Step.VMM_CONNECT,
-    Step.GUEST_START,
-    Step.GUEST_READY,
-    Step.METERING_ATTACH,
-    Step.READINESS_PORT,
-)
-MENDED_LATER = (
-    Step.GUEST_SHUTDOWN,
-    Step.METERING_DETACH,
-    Step.VMM_DESTROY,
-    Step.JAIL_REMOVE,
-    Step.CGROUP_REMOVE,
-    Step.NETWORK_REMOVE,
-    Step.ASSET_RELEASE,
-)
-
-
-@pytest.mark.parametrize("step", FAILS_THE_BOOT, ids=str)
-async def test_a_fault_at_any_step_leaves_the_machine_as_it_was(w: World, step: Step) -> None:
-    w.faults.step = step
-    with pytest.raises(IronError):
-        await booted(w)
-    assert step in w.faults.seen
-    assert await w.left() == {}
-
-
-@pytest.mark.parametrize("step", MENDED_LATER, ids=str)
-async def test_a_fault_at_the_end_is_mended_by_the_reconciler(w: World, step: Step) -> None:
-    vm = await booted(w)
-    w.faults.step = step
-    request = stop.shutdown_request(w.context, timeout_seconds=5, force=False, reason="")
-    assert (await stop.shutdown_vm(w.context, vm, request)).state is VmState.STOPPED
-    assert step in w.faults.seen
-    w.faults.step = None
-    await LeftoverReconciler(w.context).activate()
-    assert await w.left() == {}
 
 
 async def late(w: World, **changes: object) -> None:
@@ -151,15 +105,84 @@ async def test_a_restart_finds_what_lives_and_what_died(tmp_path: Path) -> None:
     await purge(after.context.settings)
 
 
-async def test_what_is_removed_behind_our_back_is_drift_and_does_not_hinder_the_end(
-    w: World,
-) -> None:
+async def drifted(w: World, vm: Vm) -> Vm:
+    """The VM after the drift was noted, and after it was looked at once more."""
+    reconciler = VmReconciler(w.context)
+    await reconciler.activate()
+    noted = await w.context.read(vm.vm_id)
+    assert noted.state is VmState.RUNNING
+    assert any("gone" in sentence for sentence in noted.drift)
+    await reconciler.activate()
+    return await w.context.read(vm.vm_id)
+
+
+async def test_a_network_that_is_removed_behind_our_back_is_made_again(w: World) -> None:
     vm = await booted(w)
     assert vm.slot is not None
     await w.context.network.remove(vm.slot)
-    await VmReconciler(w.context).activate()
-    drifted = await w.context.read(vm.vm_id)
-    assert any("gone" in sentence for sentence in drifted.drift)
-    deleted = await stop.delete_vm(w.context, drifted, force=True)
-    assert deleted.state is VmState.DELETED
+    mended = await drifted(w, vm)
+    assert (mended.state, mended.drift) == (VmState.RUNNING, ())
+    assert not await w.context.network.drift(vm.slot)
+    await stop.delete_vm(w.context, mended, force=True)
     assert await w.left() == {}
+
+
+async def test_a_tap_that_is_removed_behind_our_back_ends_the_vm(w: World) -> None:
+    vm = await booted(w)
+    assert vm.slot is not None
+    netns = w.context.network.names(vm.slot).netns
+    await run(["ip", "-n", netns, "link", "delete", TAP], timeout_seconds=10)
+    failed = await drifted(w, vm)
+    assert failed.state is VmState.FAILED
+    assert "tap" in failed.reason
+    assert await w.left() == {}
+
+
+async def test_a_cgroup_that_is_removed_behind_our_back_is_made_again(w: World) -> None:
+    vm = await booted(w)
+    assert vm.evidence is not None
+    group = w.context.groups.group(vm.vm_id)
+    for directory in group.directories:
+        for pid in (directory / "cgroup.procs").read_text().split():
+            (directory.parents[2] / "cgroup.procs").write_text(pid)
+        directory.rmdir()
+    reconciler = VmReconciler(w.context)
+    await reconciler.activate()
+    await reconciler.activate()
+    mended = await w.context.read(vm.vm_id)
+    assert (mended.state, mended.drift) == (VmState.RUNNING, ())
+    for path in group.join_paths:
+        assert str(vm.evidence.pid) in path.read_text().split()
+    await stop.delete_vm(w.context, mended, force=True)
+    assert await w.left() == {}
+
+
+async def test_after_a_reboot_of_the_host_names_addresses_and_rules_come_from_the_store(
+    tmp_path: Path,
+) -> None:
+    policy = RestartPolicy(
+        mode=RestartMode.ALWAYS, min_backoff_seconds=0.1, max_backoff_seconds=0.1
+    )
+    async with world(tmp_path, real=True) as before:
+        again, gone = await booted(before, restart=policy), await booted(before)
+    # What a reboot takes: every process, namespace and cgroup. The store and the jails are left.
+    for vm in (again, gone):
+        assert vm.evidence is not None
+        assert vm.slot is not None
+        end(vm.evidence.pid)
+        await before.context.network.remove(vm.slot)
+        await before.context.groups.remove(vm.vm_id)
+    async with world(tmp_path, real=True) as after:
+        after.lessor.held = before.lessor.held
+        await recover_all(after.context)
+        assert (await after.context.read(gone.vm_id)).state is VmState.FAILED
+        async with asyncio.timeout(20):
+            while not (now := await after.context.read(again.vm_id)).ready:
+                await RestartReconciler(after.context).activate()
+                await after.context.clock.sleep(0.05)
+        assert (now.slot, now.restarts) == (again.slot, 1)
+        assert not await after.context.network.drift(again.slot or 0)
+        # Its check has passed: the address that the store has is the one that answers.
+        await stop.delete_vm(after.context, now, force=True)
+        assert await after.left() == {}
+    await purge(after.context.settings)
