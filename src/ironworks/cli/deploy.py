@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ironworks.cli.images import sent
 from ironworks.cli.options import DEFAULTS, Options
 from ironworks.cli.output import duration
 from ironworks.cli.progress import JobLines
@@ -15,6 +16,11 @@ from ironworks.model.errors import InvalidRequest
 from ironworks.model.units import NS_PER_MS, parse_bytes
 from ironworks.sdk import AsyncIronworks, DeployResult
 
+RESTARTS = {
+    "never": deployments_pb.RestartPolicy.NEVER,
+    "on-failure": deployments_pb.RestartPolicy.ON_FAILURE,
+    "always": deployments_pb.RestartPolicy.ALWAYS,
+}
 _PATH_SCHEMES = ("oci:", "oci-archive:", "docker-archive:")
 
 
@@ -31,6 +37,8 @@ class DeploySpec:
         port: On which the application listens.
         env: Environment above the image's.
         args: Replace the image's command.
+        restart: `never`, `on-failure` or `always`.
+        health_path: HTTP path that must answer for a VM to get traffic.
     """
 
     image: str
@@ -41,6 +49,8 @@ class DeploySpec:
     port: int = 0
     env: Mapping[str, str] = field(default_factory=dict[str, str])
     args: Sequence[str] = ()
+    restart: str = "never"
+    health_path: str = ""
 
 
 async def submit(
@@ -56,6 +66,8 @@ async def submit(
         port=spec.port,
         env=spec.env,
         args=spec.args,
+        restart=parse_restart(spec.restart),
+        health_path=spec.health_path,
     )
 
 
@@ -144,6 +156,19 @@ def parse_env(assignments: Sequence[str]) -> dict[str, str]:
     return env
 
 
+def parse_restart(word: str) -> deployments_pb.RestartPolicy:
+    """`never`, `on-failure` or `always`.
+
+    Raises:
+        InvalidRequest: it is none of them.
+    """
+    if word not in RESTARTS:
+        raise InvalidRequest(
+            f"{word!r} is no restart policy.", hint=f"Use one of {', '.join(RESTARTS)}."
+        )
+    return RESTARTS[word]
+
+
 async def command(  # noqa: PLR0913 - the options of the command
     image: str,
     /,
@@ -154,33 +179,42 @@ async def command(  # noqa: PLR0913 - the options of the command
     memory: str = "256MiB",
     port: int = 0,
     env: tuple[str, ...] = (),
+    restart: str = "never",
+    health_path: str = "",
     detach: bool = False,
     options: Options = DEFAULTS,
 ) -> None:
     """Deploy an image and wait until its endpoint answers.
 
     Args:
-        image: Registry reference (docker.io/library/nginx:1.27), or an OCI layout or archive on the
-            platform's machine (oci:/path, oci-archive:/file.tar, docker-archive:/file.tar).
+        image: Registry reference (docker.io/library/nginx:1.27), or an archive or OCI layout: a
+            relative path, or one that exists here, is uploaded; oci:/path, oci-archive:/file.tar
+            and docker-archive:/file.tar are on the platform's machine.
         name: Unique within the tenant; default: made of the image's name.
         replicas: VMs behind the endpoint; default: 1.
         vcpus: Virtual CPUs of each VM; default: 1.
         memory: Memory of each VM, for example 2GiB; default: 256MiB.
         port: TCP port of the application; default: the first that the image exposes, else 8080.
         env: NAME=value; may be given more than once.
+        restart: When a VM whose application has ended is booted again: never, on-failure, always.
+        health_path: HTTP path that must answer with a status from 200 to 399 for a VM to get traffic;
+            default: its port must accept connections.
         detach: Answer as soon as the job is accepted.
     """
     out = options.output()
     spec = DeploySpec(
-        image=absolute_image(image, Path.cwd()),
+        image=image,
         name=name,
         replicas=replicas,
         vcpus=vcpus,
         memory_bytes=parse_bytes(memory),
         port=port,
         env=parse_env(env),
+        restart=restart,
+        health_path=health_path,
     )
     async with options.client() as client:
+        spec = replace(spec, image=await sent(client, image, out.say))
         accepted = await submit(client, spec)
         if detach:
             made = accepted.deployment or deployments_pb.Deployment()

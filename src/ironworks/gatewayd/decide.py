@@ -47,6 +47,7 @@ from ironworks.runtime.identity import Caller
 HOST_DOWN_AFTER_SECONDS = 15
 DEFAULT_PORT = 8080
 MAX_REPLICAS = 100
+HTTP_STATUSES = (100, 599)
 MAX_LABELS = 64
 MAX_LABEL_CHARS = 128
 MAX_ENV_NAMES = 256
@@ -158,6 +159,10 @@ def check_spec(spec: DeploymentSpec) -> DeploymentSpec:
     _in_bounds("spec.readiness.period_ms", spec.readiness.period_ms, 100, 60_000)
     _in_bounds("spec.readiness.timeout_ms", spec.readiness.timeout_ms, 100, 60_000)
     _in_bounds("spec.readiness.failure_threshold", spec.readiness.failure_threshold, 1, 20)
+    if spec.readiness.http_status:
+        _in_bounds(
+            "spec.readiness.http.expected_status", spec.readiness.http_status, *HTTP_STATUSES
+        )
     path = spec.readiness.http_path
     if path and (not path.startswith("/") or len(path) > 2000):  # noqa: PLR2004 - as documented
         raise InvalidRequest("spec.readiness.http.path must begin with / and be 2,000 characters.")

@@ -62,6 +62,8 @@ class Readiness:
     """When a replica gets traffic; an empty path: when its port accepts a connection."""
 
     http_path: str = ""
+    http_status: int = 0
+    """That is wanted; 0: any from 200 to 399."""
     period_ms: int = 1_000
     timeout_ms: int = 1_000
     failure_threshold: int = 3

@@ -84,6 +84,8 @@ class Deployments(Resource):
         port: int = 0,
         env: Mapping[str, str] | None = None,
         args: Sequence[str] = (),
+        restart: deployments_pb.RestartPolicy = deployments_pb.RestartPolicy.NEVER,
+        health_path: str = "",
         labels: Mapping[str, str] | None = None,
         idempotency_key: str = "",
     ) -> deployments_pb.CreateDeploymentResponse:
@@ -98,6 +100,9 @@ class Deployments(Resource):
             port: On which the application listens; 0: the first that the image exposes.
             env: Environment above the image's.
             args: Replace the image's command, if any.
+            restart: When a VM whose application has ended is booted again.
+            health_path: HTTP path that must answer 200 to 399 for a VM to get traffic; empty: its
+                port must accept connections.
             labels: For people and filters.
             idempotency_key: Made if empty.
         """
@@ -108,7 +113,11 @@ class Deployments(Resource):
             port=port,
             env=dict(env or {}),
             args=[*args],
+            restart_policy=restart,
         )
+        if health_path:
+            check = deployments_pb.HttpCheck(path=health_path)
+            spec.readiness = deployments_pb.ReadinessCheck(http=check)
         return await self.submit(spec, name=name, labels=labels, idempotency_key=idempotency_key)
 
     async def submit(

@@ -190,6 +190,7 @@ def test_a_tenant_is_visible_to_itself_and_to_operators() -> None:
         ({"boot_timeout_ms": 999}, "boot_timeout_ms"),
         ({"readiness": Readiness(http_path="x")}, "path"),
         ({"readiness": Readiness(period_ms=1)}, "period_ms"),
+        ({"readiness": Readiness(http_path="/", http_status=99)}, "expected_status"),
         ({"env": {"1A": "x"}}, "variable"),
         ({"env": {"A": "x\0"}}, "variable"),
         ({"env": {"A": "x" * 65_536}}, "64 KiB"),

@@ -83,14 +83,17 @@ def test_a_replica_becomes_a_vm() -> None:
 def test_checks_egress_and_restarts_are_handed_on() -> None:
     wish = replace(
         DEPLOYMENT.spec,
-        readiness=Readiness(http_path="/ready"),
+        readiness=Readiness(http_path="/ready", http_status=204, period_ms=500),
         restart=RestartMode.ALWAYS,
         egress=(EgressRule(cidr="10.0.0.0/8", ports=(53, 80)), EgressRule(cidr="::/0")),
     )
     spec = vm_spec(replace(DEPLOYMENT, spec=wish), REPLICA)
     assert spec.readiness is not None
     assert spec.readiness.probe is not None
-    assert spec.readiness.probe.value == vm_pb.HttpProbe(port=8080, path="/ready")
+    assert spec.readiness.probe.value == vm_pb.HttpProbe(
+        port=8080, path="/ready", expected_status=204
+    )
+    assert spec.readiness.period_seconds == 0.5
     assert spec.network is not None
     rules = [(rule.cidr, rule.first_port, rule.last_port) for rule in spec.network.egress]
     assert rules == [("10.0.0.0/8", 53, 53), ("10.0.0.0/8", 80, 80), ("::/0", 0, 0)]

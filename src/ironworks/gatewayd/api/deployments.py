@@ -45,7 +45,8 @@ def _readiness_from_wire(wire: deployments_pb.ReadinessCheck | None) -> Readines
     if wire is None:
         return default
     return Readiness(
-        http_path=wire.http.path if wire.http else "",
+        http_path=(wire.http.path or "/") if wire.http else "",
+        http_status=wire.http.expected_status if wire.http else 0,
         period_ms=wire.period_ms or default.period_ms,
         timeout_ms=wire.timeout_ms or default.timeout_ms,
         failure_threshold=wire.failure_threshold or default.failure_threshold,
@@ -55,12 +56,8 @@ def _readiness_from_wire(wire: deployments_pb.ReadinessCheck | None) -> Readines
 def _refuse_later(wire: deployments_pb.DeploymentSpec) -> None:
     """Refuse what no metald does yet before anything is built, rather than after."""
     shape = wire.shape or deployments_pb.VmShape()
-    readiness = wire.readiness or deployments_pb.ReadinessCheck()
     asked = {
-        "restart_policy": _RESTARTS[wire.restart_policy] is not RestartMode.NEVER,
         "shape.disk_bytes": shape.disk_bytes != 0,
-        "readiness.http": readiness.http is not None,
-        "egress": bool(wire.egress),
     }
     for field, is_asked in asked.items():
         if is_asked:
@@ -106,7 +103,9 @@ def spec_to_wire(spec: DeploymentSpec) -> deployments_pb.DeploymentSpec:
         failure_threshold=spec.readiness.failure_threshold,
     )
     if spec.readiness.http_path:
-        readiness.http = deployments_pb.HttpCheck(path=spec.readiness.http_path)
+        readiness.http = deployments_pb.HttpCheck(
+            path=spec.readiness.http_path, expected_status=spec.readiness.http_status
+        )
     return deployments_pb.DeploymentSpec(
         image=spec.image,
         replicas=spec.replicas,

@@ -273,7 +273,7 @@ class Deploy:
     async def _wait_ready(
         self, job_id: str, deployment: Deployment, replica: Replica, url: str, until_ns: int
     ) -> None:
-        """Until metald says that it runs, and its port accepts a connection from here."""
+        """Until metald says that it is ready, and its port accepts a connection from here."""
         while True:
             await self._jobs.check_wanted(job_id)
             view = await patiently(
@@ -284,8 +284,10 @@ class Deploy:
                     f"The VM ended before it was ready: {view.reason}",
                     hint="Run the image elsewhere to see whether it starts and listens.",
                 )
-            if view.phase is VmPhase.RUNNING and await accepts_connections(
-                replica.address, deployment.port, CONNECT_SECONDS
+            if (
+                view.phase is VmPhase.RUNNING
+                and view.ready
+                and await accepts_connections(replica.address, deployment.port, CONNECT_SECONDS)
             ):
                 return
             if self._clock.monotonic_ns() > until_ns:

@@ -89,12 +89,16 @@ def vm_spec(deployment: Deployment, replica: Replica) -> vm_pb.VmSpec:
     """The VM of a replica."""
     spec = deployment.spec
     check = vm_pb.ReadinessCheck(
-        period_seconds=0.1,
+        period_seconds=spec.readiness.period_ms / MS_PER_SECOND,
         timeout_seconds=spec.readiness.timeout_ms / MS_PER_SECOND,
         failure_threshold=spec.readiness.failure_threshold,
     )
     if spec.readiness.http_path:
-        probe = vm_pb.HttpProbe(port=deployment.port, path=spec.readiness.http_path)
+        probe = vm_pb.HttpProbe(
+            port=deployment.port,
+            path=spec.readiness.http_path,
+            expected_status=spec.readiness.http_status,
+        )
         check.probe = Oneof("http", probe)
     else:
         check.probe = Oneof("tcp_port", deployment.port)

@@ -34,6 +34,8 @@ class Deployments:
         port: int = 0,
         env: Mapping[str, str] | None = None,
         args: Sequence[str] = (),
+        restart: deployments_pb.RestartPolicy = deployments_pb.RestartPolicy.NEVER,
+        health_path: str = "",
         labels: Mapping[str, str] | None = None,
         idempotency_key: str = "",
     ) -> deployments_pb.CreateDeploymentResponse:
@@ -48,6 +50,9 @@ class Deployments:
             port: On which the application listens; 0: the first that the image exposes.
             env: Environment above the image's.
             args: Replace the image's command, if any.
+            restart: When a VM whose application has ended is booted again.
+            health_path: HTTP path that must answer 200 to 399 for a VM to get traffic; empty: its
+                port must accept connections.
             labels: For people and filters.
             idempotency_key: Made if empty.
         """
@@ -61,6 +66,8 @@ class Deployments:
                 port=port,
                 env=env,
                 args=args,
+                restart=restart,
+                health_path=health_path,
                 labels=labels,
                 idempotency_key=idempotency_key,
             )
