@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import replace
 
 import structlog
@@ -404,7 +405,9 @@ class Intake:
         finally:
             # A stream that breaks leaves what has come, so that the next one can go on.
             await asyncio.to_thread(staging.sync, name)
-            await self._touch(upload.upload_id, "")
+            # It only lives longer by that; a disk that is full is told by what was to be written.
+            with suppress(IronError):
+                await self._touch(upload.upload_id, "")
         hashed = hasher.result()
         if hashed.size_bytes != size_bytes:
             raise FailedPrecondition(

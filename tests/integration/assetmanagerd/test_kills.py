@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+import pytest
 from protobuf import Oneof
 from sqlalchemy import select
 
@@ -261,6 +262,7 @@ async def check(data_dir: Path, known: Acknowledged) -> None:
     assert there == set(known.vms)
 
 
+@pytest.mark.timeout(3600)
 async def test_registry_bytes_and_leases_agree_after_every_kill(
     tmp_path: Path, *, thorough: bool
 ) -> None:

@@ -184,6 +184,37 @@ async def test_an_upload_goes_on_where_it_stopped(world: AssetWorld) -> None:
     assert done.asset_id
 
 
+async def test_an_upload_whose_asset_was_deleted_begins_anew(world: AssetWorld) -> None:
+    body = squashfs(b"again")
+    await upload(world, body, body)
+    asset = await world.intake.get_upload(ACME, "", "k")
+    await world.registry.archive(ACME, asset.asset_id, "", "")
+    await world.registry.delete(ACME, asset.asset_id, "", "")
+    assert not await upload(world, body, body)
+    again = await world.intake.get_upload(ACME, "", "k")
+    assert again.asset_id != asset.asset_id
+
+
+async def test_bytes_that_the_owner_has_need_not_be_sent(world: AssetWorld) -> None:
+    body = squashfs(b"known")
+    asset = await world.asset(body)
+    assert await upload(world, body)
+    assert (await world.intake.get_upload(ACME, "", "k")).asset_id == asset.asset_id
+    # That another tenant has them saves nobody else anything: it would tell.
+    with pytest.raises(FailedPrecondition, match="ended at 0"):
+        await world.intake.upload(
+            EVIL, facts(body), upload_id="", key="k", offset_bytes=0, chunks=chunked()
+        )
+
+
+async def test_a_registration_under_way_takes_what_was_staged_last(world: AssetWorld) -> None:
+    body = squashfs(b"twice")
+    first = await died_after_claiming(world, facts(body), "lost")
+    asset, existed = await world.intake.register(ACME, facts(body), world.stage(body, "new"), "k")
+    assert (asset.asset_id, asset.state, existed) == (first.asset_id, AssetState.AVAILABLE, False)
+    assert world.files.staging.names() == {}
+
+
 async def test_uploads_that_are_refused(world: AssetWorld) -> None:
     body = squashfs(b"bad")
     with pytest.raises(InvalidRequest, match="longer"):
