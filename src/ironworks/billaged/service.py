@@ -9,6 +9,7 @@ from prometheus_client import Gauge
 
 from ironworks.billaged.api import MeterHandlers
 from ironworks.billaged.app import Collector
+from ironworks.billaged.live import LiveReporter
 from ironworks.billaged.types import BillagedSettings
 from ironworks.gen.ironworks.aggregatord.v1.batch_connect import BatchServiceClient
 from ironworks.gen.ironworks.billaged.v1.meter_connect import MeterServiceASGIApplication
@@ -17,20 +18,24 @@ from ironworks.runtime.service import Chassis, Parts
 
 CUT_SECONDS = 1.0
 SHIP_SECONDS = 1.0
+LIVE_SECONDS = 0.5
 
 
-def _reconcilers(collector: Collector) -> list[Reconciler]:
+def _reconcilers(collector: Collector, live: LiveReporter) -> list[Reconciler]:
     async def cut() -> Report:
         return Report(counts={"batches": await collector.cut()})
 
     async def ship() -> Report:
         return Report(counts={"acknowledged": await collector.shipper.ship()})
 
+    async def tell() -> Report:
+        return Report(counts={"vms": await live.report()})
+
     cutter = Reconciler("cut_windows", CUT_SECONDS, cut)
     shipper = Reconciler("ship_batches", SHIP_SECONDS, ship, timeout_seconds=300.0)
     collector.on_due = cutter.wake
     collector.on_sealed = shipper.wake
-    return [cutter, shipper]
+    return [cutter, shipper, Reconciler("live_usage", LIVE_SECONDS, tell)]
 
 
 def _measure(chassis: Chassis[BillagedSettings], collector: Collector) -> None:
@@ -64,6 +69,11 @@ async def compose(chassis: Chassis[BillagedSettings]) -> AsyncGenerator[Parts]:
         batches=chassis.clients.of(BatchServiceClient, "aggregatord", timeout_seconds=30.0),
         clock=chassis.clock,
     )
+    live = LiveReporter(
+        state=collector.state,
+        reports=chassis.clients.of(BatchServiceClient, "aggregatord", timeout_seconds=2.0),
+        clock=chassis.clock,
+    )
     collector.open()
     _measure(chassis, collector)
 
@@ -76,7 +86,7 @@ async def compose(chassis: Chassis[BillagedSettings]) -> AsyncGenerator[Parts]:
             applications=[
                 chassis.application(MeterServiceASGIApplication, MeterHandlers(collector))
             ],
-            reconcilers=_reconcilers(collector),
+            reconcilers=_reconcilers(collector, live),
             ready=ready,
         )
     finally:
