@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 from connectrpc.request import RequestContext
@@ -11,6 +12,7 @@ from ironworks.assetmanagerd.app import Registry
 from ironworks.assetmanagerd.decide import collectable_at_ns
 from ironworks.assetmanagerd.intake import Intake
 from ironworks.assetmanagerd.leasing import Leasing
+from ironworks.assetmanagerd.repair import Fault, Repair
 from ironworks.assetmanagerd.types import (
     Asset,
     AssetEvent,
@@ -28,6 +30,7 @@ from ironworks.assetmanagerd.types import (
     Verdict,
     Who,
 )
+from ironworks.assetmanagerd.watch import Watches
 from ironworks.gen.ironworks.assetmanagerd.v1 import asset_pb as pb
 from ironworks.gen.ironworks.assetmanagerd.v1.asset_connect import AssetService
 from ironworks.gen.ironworks.common.v1 import common_pb
@@ -72,6 +75,15 @@ _METHODS: Mapping[PrepareMethod, pb.PrepareMethod] = {
     PrepareMethod.HARD_LINK: pb.PrepareMethod.HARD_LINK,
     PrepareMethod.REFLINK: pb.PrepareMethod.REFLINK,
     PrepareMethod.COPY: pb.PrepareMethod.COPY,
+}
+_FAULTS: Mapping[Fault, pb.RepairFault] = {
+    Fault.BYTES_WITHOUT_ROW: pb.RepairFault.BYTES_WITHOUT_ROW,
+    Fault.ROW_WITHOUT_BYTES: pb.RepairFault.ROW_WITHOUT_BYTES,
+    Fault.BYTES_CAME_BACK: pb.RepairFault.BYTES_CAME_BACK,
+    Fault.PARTIAL_UPLOAD: pb.RepairFault.PARTIAL_UPLOAD,
+    Fault.TEMPORARY_FILE: pb.RepairFault.TEMPORARY_FILE,
+    Fault.LEFTOVER: pb.RepairFault.LEFTOVER,
+    Fault.LEASE_COUNT: pb.RepairFault.LEASE_COUNT,
 }
 _KINDS_OUT = {value: key for key, value in _KINDS.items()}
 _FORMATS_OUT = {value: key for key, value in _FORMATS.items()}
@@ -219,11 +231,20 @@ class Handlers(AssetService):
     """The RPC methods."""
 
     def __init__(
-        self, *, registry: Registry, leasing: Leasing, intake: Intake, ttl_seconds: int
+        self,
+        *,
+        registry: Registry,
+        leasing: Leasing,
+        intake: Intake,
+        repair: Repair,
+        watches: Watches,
+        ttl_seconds: int,
     ) -> None:
         self._registry = registry
         self._leasing = leasing
         self._intake = intake
+        self._repair = repair
+        self._watches = watches
         self._ttl_seconds = ttl_seconds
 
     def _asset(self, asset: Asset) -> pb.Asset:
@@ -366,6 +387,36 @@ class Handlers(AssetService):
     ) -> pb.VerifyAssetResponse:
         asset, problem = await self._registry.verify(_who(), request.asset_id)
         return pb.VerifyAssetResponse(asset=self._asset(asset), intact=not problem, problem=problem)
+
+    async def repair_assets(
+        self, request: pb.RepairAssetsRequest, ctx: _Context, /
+    ) -> pb.RepairAssetsResponse:
+        found = await self._repair.run(dry_run=request.dry_run)
+        return pb.RepairAssetsResponse(
+            findings=[
+                pb.RepairFinding(
+                    fault=_FAULTS[one.fault], name=one.name, action=one.action, mended=one.is_mended
+                )
+                for one in found.findings
+            ],
+            counts=[
+                pb.RepairCount(fault=_FAULTS[fault], count=count) for fault, count in found.counts
+            ],
+        )
+
+    async def watch_assets(  # pyright: ignore[reportIncompatibleMethodOverride] - a generator
+        self, request: pb.WatchAssetsRequest, ctx: _Context, /
+    ) -> AsyncIterator[pb.WatchAssetsResponse]:
+        changes = self._watches.changes(
+            _who(), _read_filter(request.filter), request.after_sequence
+        )
+        async with aclosing(changes):
+            async for change in changes:
+                yield pb.WatchAssetsResponse(
+                    event=None if change.event is None else _event(change.event),
+                    asset=None if change.asset is None else self._asset(change.asset),
+                    sequence=change.sequence,
+                )
 
     # --- leases -----------------------------------------------------------------------------------
 

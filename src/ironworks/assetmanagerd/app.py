@@ -269,10 +269,12 @@ class Registry:
 
     async def remove_doomed(self) -> int:
         """Remove bytes that nothing stands for any more; answers how many."""
-        removed, after = 0, ""
+        removed, after, now_ns = 0, "", self._clock.now_ns()
         while True:
             listed = await self._database.read(
-                lambda connection, after=after: garbage_store.doomed(connection, after, _TOGETHER)
+                lambda connection, after=after: garbage_store.doomed(
+                    connection, after, _TOGETHER, now_ns
+                )
             )
             outcomes = await asyncio.gather(*map(self._remove, listed), return_exceptions=True)
             for outcome in outcomes:

@@ -109,6 +109,19 @@ def sees(who: Who, asset: Asset) -> bool:
     return who.sees_all or asset.tenant_id in ("", who.tenant_id)
 
 
+def matches(asset: Asset, query: AssetFilter, state: AssetState) -> bool:
+    """Whether `query` selects `asset` in `state`; without states it selects all."""
+    return (
+        (not query.states or state in query.states)
+        and query.kind in (None, asset.kind)
+        and query.format in (None, asset.format)
+        and query.source_digest in ("", asset.source_digest)
+        and query.architecture in ("", asset.architecture)
+        and query.sha256 in ("", asset.sha256)
+        and query.labels.items() <= asset.labels.items()
+    )
+
+
 def owns(who: Who, asset: Asset) -> bool:
     """Whether `who` may change `asset`."""
     return who.sees_all or asset.tenant_id == who.tenant_id

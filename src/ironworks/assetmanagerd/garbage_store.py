@@ -18,6 +18,7 @@ from sqlalchemy import (
     update,
 )
 
+from ironworks.assetmanagerd import store
 from ironworks.assetmanagerd.tables import (
     ASSETS,
     DOOMED,
@@ -112,9 +113,50 @@ def live_digests(connection: Connection, after: str, limit: int) -> dict[str, in
     return {row[0]: row[1] for row in connection.execute(statement)}
 
 
-def doomed(connection: Connection, after: str, limit: int) -> list[str]:
-    """Bytes to remove, by SHA-256, from the first behind `after`."""
-    statement = select(DOOMED.c.sha256).where(DOOMED.c.sha256 > after)
+def live_records(connection: Connection, sha256: str) -> list[Asset]:
+    """Records that stand for these bytes, validated."""
+    statement = select(ASSETS.c.asset_id).where(
+        ASSETS.c.sha256 == sha256, _is_live(), ASSETS.c.state != AssetState.REGISTERED.value
+    )
+    asset_ids = list(connection.execute(statement).scalars())
+    return list(store.read_assets(connection, asset_ids).values())
+
+
+def damaged_digests(connection: Connection) -> dict[str, int]:
+    """SHA-256 → length of what is marked as damaged."""
+    statement = select(ASSETS.c.sha256, ASSETS.c.size_bytes).where(
+        ASSETS.c.damage != "", _is_live()
+    )
+    return {row[0]: row[1] for row in connection.execute(statement)}
+
+
+def without_record(connection: Connection, digests: Sequence[str], now_ns: int) -> list[str]:
+    """Those that no live record stands for and that are not about to be removed."""
+    live = select(ASSETS.c.sha256).where(ASSETS.c.sha256.in_(digests), _is_live())
+    listed = select(DOOMED.c.sha256).where(DOOMED.c.sha256.in_(digests), DOOMED.c.at_ns <= now_ns)
+    known = {*connection.execute(live).scalars(), *connection.execute(listed).scalars()}
+    return [sha256 for sha256 in digests if sha256 not in known]
+
+
+def miscounted(connection: Connection, active: Mapping[str, int]) -> list[str]:
+    """Assets that count another number of leases than hold them.
+
+    Args:
+        connection: The transaction in which `active` was read.
+        active: Asset → number of ACTIVE leases; without those that none holds.
+    """
+    counting = select(ASSETS.c.asset_id, ASSETS.c.lease_count).where(ASSETS.c.lease_count != 0)
+    counted = {row[0]: row[1] for row in connection.execute(counting)}
+    return sorted(
+        asset_id
+        for asset_id in counted.keys() | active.keys()
+        if counted.get(asset_id, 0) != active.get(asset_id, 0)
+    )
+
+
+def doomed(connection: Connection, after: str, limit: int, now_ns: int) -> list[str]:
+    """Bytes to remove by now, by SHA-256, from the first behind `after`."""
+    statement = select(DOOMED.c.sha256).where(DOOMED.c.sha256 > after, DOOMED.c.at_ns <= now_ns)
     rows = connection.execute(statement.order_by(DOOMED.c.sha256).limit(limit))
     return list(rows.scalars())
 

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
+from prometheus_client import CollectorRegistry, Gauge
+
 from ironworks.assetmanagerd import lease_store
 from ironworks.assetmanagerd.api import Handlers
 from ironworks.assetmanagerd.app import Registry
@@ -18,7 +20,9 @@ from ironworks.assetmanagerd.bytes.staging import Staging
 from ironworks.assetmanagerd.intake import Intake
 from ironworks.assetmanagerd.leasing import Leasing
 from ironworks.assetmanagerd.reconcilers import reconcilers
+from ironworks.assetmanagerd.repair import Fault, Repair
 from ironworks.assetmanagerd.types import AssetSettings
+from ironworks.assetmanagerd.watch import Watches
 from ironworks.gen.ironworks.assetmanagerd.v1.asset_connect import AssetServiceASGIApplication
 from ironworks.runtime.clock import Clock
 from ironworks.runtime.service import Chassis, Parts
@@ -45,6 +49,20 @@ def backend(settings: AssetSettings, database: Database, clock: Clock) -> Backen
         clock=clock,
     )
     return BucketBackend(ObjectStore(bucket, clock), cache)
+
+
+def register_figures(registry: CollectorRegistry, repair: Repair, watches: Watches) -> None:
+    """Figures for /metrics: what the last repair found, and who watches."""
+    faults = Gauge(
+        "ironworks_asset_faults", "Found by the last repair.", ["fault"], registry=registry
+    )
+    for fault in Fault:
+        faults.labels(fault.value).set_function(
+            lambda fault=fault: dict(repair.last.counts).get(fault, 0)
+        )
+    Gauge("ironworks_asset_watchers", "Clients that watch.", registry=registry).set_function(
+        lambda: watches.count
+    )
 
 
 @asynccontextmanager
@@ -80,16 +98,29 @@ async def compose(chassis: Chassis[AssetSettings]) -> AsyncGenerator[Parts]:
         leasing = Leasing(
             database=database, files=files, settings=settings, clock=clock, entropy=entropy
         )
+        repair = Repair(database=database, files=files, locks=locks, settings=settings, clock=clock)
+        watches = Watches(database)
+        register_figures(chassis.registry, repair, watches)
         await leasing.grace()
         handlers = Handlers(
             registry=registry,
             leasing=leasing,
             intake=intake,
+            repair=repair,
+            watches=watches,
             ttl_seconds=settings.asset_ttl_seconds,
         )
         yield Parts(
             applications=[chassis.application(AssetServiceASGIApplication, handlers)],
-            reconcilers=reconcilers(registry, leasing, intake, settings),
+            reconcilers=reconcilers(
+                registry=registry,
+                leasing=leasing,
+                intake=intake,
+                repair=repair,
+                watches=watches,
+                settings=settings,
+            ),
+            stopping=watches.close,
         )
     finally:
         await asyncio.to_thread(database.close)

@@ -22,7 +22,7 @@ from sqlalchemy import (
     update,
 )
 
-from ironworks.assetmanagerd.tables import ASSETS, EVENTS, LABELS
+from ironworks.assetmanagerd.tables import ASSETS, EVENTS, HORIZON, LABELS
 from ironworks.assetmanagerd.types import (
     Asset,
     AssetEvent,
@@ -321,18 +321,41 @@ def list_events(connection: Connection, asset_id: str, page: PageSpec) -> list[A
     if page.after:
         statement = statement.where(EVENTS.c.sequence > int(page.after[0]))
     rows = connection.execute(statement.order_by(EVENTS.c.sequence).limit(page.size + 1))
-    return [
-        AssetEvent(
-            asset_id=row.asset_id,
-            sequence=row.sequence,
-            at_ns=row.at_ns,
-            from_state=AssetState(row.from_state) if row.from_state else None,
-            to_state=AssetState(row.to_state),
-            reason=row.reason,
-            actor=row.actor,
-        )
-        for row in rows
-    ]
+    return [_event(row) for row in rows]
+
+
+def _event(row: _AnyRow) -> AssetEvent:
+    return AssetEvent(
+        asset_id=row.asset_id,
+        sequence=row.sequence,
+        at_ns=row.at_ns,
+        from_state=AssetState(row.from_state) if row.from_state else None,
+        to_state=AssetState(row.to_state),
+        reason=row.reason,
+        actor=row.actor,
+    )
+
+
+def last_sequence(connection: Connection) -> int:
+    """Number of the newest entry of all histories; 0 if there is none."""
+    newest = connection.execute(select(func.max(EVENTS.c.sequence))).scalar()
+    return max(newest or 0, horizon(connection))
+
+
+def horizon(connection: Connection) -> int:
+    """The histories are complete after this entry; 0 if nothing has been forgotten."""
+    return connection.execute(select(HORIZON.c.sequence)).scalar() or 0
+
+
+def events_after(
+    connection: Connection, sequence: int, limit: int
+) -> list[tuple[AssetEvent, Asset]]:
+    """Entries of all histories behind `sequence`, oldest first, each with its asset as it is."""
+    statement = select(EVENTS).where(EVENTS.c.sequence > sequence)
+    rows = connection.execute(statement.order_by(EVENTS.c.sequence).limit(limit))
+    events = [_event(row) for row in rows]
+    assets = read_assets(connection, sorted({event.asset_id for event in events}))
+    return [(event, assets[event.asset_id]) for event in events]
 
 
 # --- for reconcilers ------------------------------------------------------------------------------

@@ -332,6 +332,9 @@ class AssetSettings(Settings):
     asset_gc_period_seconds: float = Field(
         default=3600.0, gt=0, description="Time between two passes of garbage collection."
     )
+    asset_repair_period_seconds: float = Field(
+        default=86400.0, gt=0, description="Time between two comparisons of registry and bytes."
+    )
     max_asset_bytes: int = Field(default=64 * GIB, ge=1, description="Largest asset.")
     min_free_bytes: int = Field(
         default=GIB // 4, ge=0, description="Free disk that assets and builds leave alone."

@@ -93,12 +93,14 @@ class Parts:
         reconcilers: Its loops.
         ready: Name of a need → why it is not met; an empty reason is met.
         routes: Other HTTP paths (a prefix each) that it serves; they authenticate by themselves.
+        stopping: Called before the server ends, so that streams end with an answer.
     """
 
     applications: Sequence[ConnectASGIApplication[Any]]
     reconcilers: Sequence[Reconciler] = ()
     ready: Readiness = always_ready
     routes: Mapping[str, AsgiApplication] = field(default_factory=dict[str, AsgiApplication])
+    stopping: Callable[[], None] = lambda: None
 
 
 Compose = Callable[[Chassis[_S]], AbstractAsyncContextManager[Parts]]
@@ -184,6 +186,7 @@ async def _serve(chassis: Chassis[_S], compose: Compose[_S], stop: asyncio.Event
             if serving.done() and not stop.is_set():
                 await serving
                 raise InvalidRequest("The server ended by itself.", hint="Is its port taken?")
+            parts.stopping()
             server.stop()
             await asyncio.wait({serving}, timeout=STOP_SECONDS / 2)
     _log.info("stopped")

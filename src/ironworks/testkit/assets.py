@@ -18,7 +18,9 @@ from ironworks.assetmanagerd.bytes.locks import DigestLocks
 from ironworks.assetmanagerd.bytes.staging import Staging
 from ironworks.assetmanagerd.intake import Intake
 from ironworks.assetmanagerd.leasing import Leasing
+from ironworks.assetmanagerd.repair import Repair
 from ironworks.assetmanagerd.types import Asset, AssetKind, AssetSettings, Facts, Who
+from ironworks.assetmanagerd.watch import Watches
 from ironworks.runtime.clock import SystemEntropy
 from ironworks.storage.migrate import upgrade
 from ironworks.storage.schema import current_revision, newest_revision
@@ -60,6 +62,8 @@ class AssetWorld:
     registry: Registry
     intake: Intake
     leasing: Leasing
+    repair: Repair
+    watches: Watches
 
     def stage(self, body: bytes, name: str = "staged") -> str:
         """Put bytes where builderd would."""
@@ -144,6 +148,10 @@ async def asset_world(
             registry=registry,
             intake=intake,
             leasing=leasing,
+            repair=Repair(
+                database=database, files=files, locks=locks, settings=settings, clock=clock
+            ),
+            watches=Watches(database),
         )
     finally:
         database.close()

@@ -75,7 +75,7 @@ async def test_collected_assets_are_tombstones_with_a_reason(database: Database)
 async def test_bytes_stay_while_another_owner_has_them(database: Database) -> None:
     await add(database, ASSET, THEIRS, OTHER)
     assert await gone(database, [ASSET, OTHER]) == {OTHER.sha256}
-    assert await database.read(lambda c: garbage_store.doomed(c, "", 10)) == [OTHER.sha256]
+    assert await database.read(lambda c: garbage_store.doomed(c, "", 10, 9)) == [OTHER.sha256]
     assert await gone(database, [THEIRS]) == {ASSET.sha256}
     assert await gone(database, []) == frozenset()
 
@@ -85,10 +85,10 @@ async def test_bytes_are_doomed_only_when_nothing_stands_for_them(database: Data
     assert not await database.write(lambda c: garbage_store.doom_if_orphaned(c, ASSET.sha256, 1))
     for _ in range(2):
         assert await database.write(lambda c: garbage_store.doom_if_orphaned(c, "f" * 64, 1))
-    assert await database.read(lambda c: garbage_store.doomed(c, "", 10)) == ["f" * 64]
-    assert await database.read(lambda c: garbage_store.doomed(c, "f" * 64, 10)) == []
+    assert await database.read(lambda c: garbage_store.doomed(c, "", 10, 9)) == ["f" * 64]
+    assert await database.read(lambda c: garbage_store.doomed(c, "f" * 64, 10, 9)) == []
     await database.write(lambda c: garbage_store.undoom(c, "f" * 64))
-    assert await database.read(lambda c: garbage_store.doomed(c, "", 10)) == []
+    assert await database.read(lambda c: garbage_store.doomed(c, "", 10, 9)) == []
 
 
 async def test_only_validated_records_stand_for_bytes_that_must_be_there(

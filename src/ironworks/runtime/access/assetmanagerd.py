@@ -25,6 +25,7 @@ ACCESS: Mapping[str, Access] = {
     f"{_SERVICE}/RestoreAsset": Access(services=_GATEWAY, roles=WRITERS),
     f"{_SERVICE}/DeleteAsset": Access(services=_GATEWAY, roles=WRITERS),
     f"{_SERVICE}/CollectGarbage": Access(services=_GATEWAY, roles=OPERATORS),
+    f"{_SERVICE}/RepairAssets": Access(services=_GATEWAY, roles=OPERATORS),
     f"{_SERVICE}/WatchAssets": Access(services=_ALL, roles=READERS),
     # Leases are between services: a person's laptop that sleeps must not hold bytes.
     f"{_SERVICE}/AcquireLease": Access(services=_LEASERS),

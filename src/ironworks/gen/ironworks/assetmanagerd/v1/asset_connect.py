@@ -19,7 +19,7 @@ from connectrpc.server import ConnectASGIApplication, ConnectWSGIApplication, DE
 from protobuf import DescService
 
 from . import asset_pb
-from .asset_pb import AcquireLeaseRequest, AcquireLeaseResponse, ArchiveAssetRequest, ArchiveAssetResponse, CollectGarbageRequest, CollectGarbageResponse, DeleteAssetRequest, DeleteAssetResponse, GetAssetRequest, GetAssetResponse, GetUploadRequest, GetUploadResponse, ListAssetEventsRequest, ListAssetEventsResponse, ListAssetsRequest, ListAssetsResponse, ListLeasesRequest, ListLeasesResponse, PrepareAssetsRequest, PrepareAssetsResponse, QueryAssetRequest, QueryAssetResponse, RegisterAssetRequest, RegisterAssetResponse, ReleaseLeaseRequest, ReleaseLeaseResponse, RenewLeaseRequest, RenewLeaseResponse, RestoreAssetRequest, RestoreAssetResponse, UploadAssetRequest, UploadAssetResponse, VerifyAssetRequest, VerifyAssetResponse, WatchAssetsRequest, WatchAssetsResponse
+from .asset_pb import AcquireLeaseRequest, AcquireLeaseResponse, ArchiveAssetRequest, ArchiveAssetResponse, CollectGarbageRequest, CollectGarbageResponse, DeleteAssetRequest, DeleteAssetResponse, GetAssetRequest, GetAssetResponse, GetUploadRequest, GetUploadResponse, ListAssetEventsRequest, ListAssetEventsResponse, ListAssetsRequest, ListAssetsResponse, ListLeasesRequest, ListLeasesResponse, PrepareAssetsRequest, PrepareAssetsResponse, QueryAssetRequest, QueryAssetResponse, RegisterAssetRequest, RegisterAssetResponse, ReleaseLeaseRequest, ReleaseLeaseResponse, RenewLeaseRequest, RenewLeaseResponse, RepairAssetsRequest, RepairAssetsResponse, RestoreAssetRequest, RestoreAssetResponse, UploadAssetRequest, UploadAssetResponse, VerifyAssetRequest, VerifyAssetResponse, WatchAssetsRequest, WatchAssetsResponse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
@@ -126,11 +126,24 @@ class AssetService(Protocol):
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
+    async def repair_assets(self, request: RepairAssetsRequest, ctx: RequestContext[RepairAssetsRequest, RepairAssetsResponse], /) -> RepairAssetsResponse:
+        """
+        RepairAssets compares registry, leases and bytes, mends what it can and marks the rest. For
+        operators.
+
+        Errors: `unavailable` if the bytes cannot be reached; nothing is concluded from that.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
     def watch_assets(self, request: WatchAssetsRequest, ctx: RequestContext[WatchAssetsRequest, WatchAssetsResponse], /) -> AsyncIterator[WatchAssetsResponse]:
         """
-        WatchAssets answers every change of state, in order, until the caller hangs up.
+        WatchAssets answers every change of state, in order, until the caller hangs up. At most 32 of a
+        tenant watch at the same time, 256 in all.
 
-        Errors: `failed_precondition` if the history no longer reaches back to `after_sequence`.
+        Errors: `failed_precondition` if the history no longer reaches back to `after_sequence`: list,
+        then watch from now on; `invalid_argument` for an `after_sequence` that has not been reached;
+        `resource_exhausted` if too many watch; `unavailable` if the service stops: watch again, after
+        the last `sequence`.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -321,6 +334,17 @@ class AssetServiceASGIApplication(ConnectASGIApplication[AssetService]):
                         stream_type=StreamType.UNARY,
                     ),
                     function=svc.collect_garbage,
+                ),
+                "/ironworks.assetmanagerd.v1.AssetService/RepairAssets": Endpoint.unary(
+                    method=MethodInfo(
+                        name="RepairAssets",
+                        service_name="ironworks.assetmanagerd.v1.AssetService",
+                        input=RepairAssetsRequest,
+                        output=RepairAssetsResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=svc.repair_assets,
                 ),
                 "/ironworks.assetmanagerd.v1.AssetService/WatchAssets": Endpoint.server_stream(
                     method=MethodInfo(
@@ -705,6 +729,32 @@ class AssetServiceClient(ConnectClient):
             headers=headers,
             timeout_ms=timeout_ms,
         )
+    async def repair_assets(
+        self,
+        request: RepairAssetsRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> RepairAssetsResponse:
+        """
+        RepairAssets compares registry, leases and bytes, mends what it can and marks the rest. For
+        operators.
+
+        Errors: `unavailable` if the bytes cannot be reached; nothing is concluded from that.
+        """
+        return await self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="RepairAssets",
+                service_name="ironworks.assetmanagerd.v1.AssetService",
+                input=RepairAssetsRequest,
+                output=RepairAssetsResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
     def watch_assets(
         self,
         request: WatchAssetsRequest,
@@ -713,9 +763,13 @@ class AssetServiceClient(ConnectClient):
         timeout_ms: int | None = None,
     ) -> AsyncIterator[WatchAssetsResponse]:
         """
-        WatchAssets answers every change of state, in order, until the caller hangs up.
+        WatchAssets answers every change of state, in order, until the caller hangs up. At most 32 of a
+        tenant watch at the same time, 256 in all.
 
-        Errors: `failed_precondition` if the history no longer reaches back to `after_sequence`.
+        Errors: `failed_precondition` if the history no longer reaches back to `after_sequence`: list,
+        then watch from now on; `invalid_argument` for an `after_sequence` that has not been reached;
+        `resource_exhausted` if too many watch; `unavailable` if the service stops: watch again, after
+        the last `sequence`.
         """
         return self.execute_server_stream(
             request=request,
@@ -980,11 +1034,24 @@ class AssetServiceSync(Protocol):
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
+    def repair_assets(self, request: RepairAssetsRequest, ctx: RequestContext[RepairAssetsRequest, RepairAssetsResponse], /) -> RepairAssetsResponse:
+        """
+        RepairAssets compares registry, leases and bytes, mends what it can and marks the rest. For
+        operators.
+
+        Errors: `unavailable` if the bytes cannot be reached; nothing is concluded from that.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
     def watch_assets(self, request: WatchAssetsRequest, ctx: RequestContext[WatchAssetsRequest, WatchAssetsResponse], /) -> Iterator[WatchAssetsResponse]:
         """
-        WatchAssets answers every change of state, in order, until the caller hangs up.
+        WatchAssets answers every change of state, in order, until the caller hangs up. At most 32 of a
+        tenant watch at the same time, 256 in all.
 
-        Errors: `failed_precondition` if the history no longer reaches back to `after_sequence`.
+        Errors: `failed_precondition` if the history no longer reaches back to `after_sequence`: list,
+        then watch from now on; `invalid_argument` for an `after_sequence` that has not been reached;
+        `resource_exhausted` if too many watch; `unavailable` if the service stops: watch again, after
+        the last `sequence`.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -1173,6 +1240,17 @@ class AssetServiceWSGIApplication(ConnectWSGIApplication):
                         stream_type=StreamType.UNARY,
                     ),
                     function=service.collect_garbage,
+                ),
+                "/ironworks.assetmanagerd.v1.AssetService/RepairAssets": EndpointSync.unary(
+                    method=MethodInfo(
+                        name="RepairAssets",
+                        service_name="ironworks.assetmanagerd.v1.AssetService",
+                        input=RepairAssetsRequest,
+                        output=RepairAssetsResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=service.repair_assets,
                 ),
                 "/ironworks.assetmanagerd.v1.AssetService/WatchAssets": EndpointSync.server_stream(
                     method=MethodInfo(
@@ -1557,6 +1635,32 @@ class AssetServiceClientSync(ConnectClientSync):
             headers=headers,
             timeout_ms=timeout_ms,
         )
+    def repair_assets(
+        self,
+        request: RepairAssetsRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> RepairAssetsResponse:
+        """
+        RepairAssets compares registry, leases and bytes, mends what it can and marks the rest. For
+        operators.
+
+        Errors: `unavailable` if the bytes cannot be reached; nothing is concluded from that.
+        """
+        return self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="RepairAssets",
+                service_name="ironworks.assetmanagerd.v1.AssetService",
+                input=RepairAssetsRequest,
+                output=RepairAssetsResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
     def watch_assets(
         self,
         request: WatchAssetsRequest,
@@ -1565,9 +1669,13 @@ class AssetServiceClientSync(ConnectClientSync):
         timeout_ms: int | None = None,
     ) -> Iterator[WatchAssetsResponse]:
         """
-        WatchAssets answers every change of state, in order, until the caller hangs up.
+        WatchAssets answers every change of state, in order, until the caller hangs up. At most 32 of a
+        tenant watch at the same time, 256 in all.
 
-        Errors: `failed_precondition` if the history no longer reaches back to `after_sequence`.
+        Errors: `failed_precondition` if the history no longer reaches back to `after_sequence`: list,
+        then watch from now on; `invalid_argument` for an `after_sequence` that has not been reached;
+        `resource_exhausted` if too many watch; `unavailable` if the service stops: watch again, after
+        the last `sequence`.
         """
         return self.execute_server_stream(
             request=request,

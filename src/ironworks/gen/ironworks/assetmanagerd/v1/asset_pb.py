@@ -1524,13 +1524,13 @@ class WatchAssetsRequest(Message[_WatchAssetsRequestFields]):
 
     Attributes:
         filter:
-            Only of these assets' kind and labels; `states` applies to the state after the change.
+            Only of these assets; `states` applies to the state after the change, empty: any, DELETED too.
 
             ```proto
             optional ironworks.assetmanagerd.v1.AssetFilter filter = 1;
             ```
         after_sequence:
-            Begin after this event; 0: from now on.
+            Begin after this event: a `sequence` of an earlier watch; 0: from now on.
 
             ```proto
             int64 after_sequence = 2;
@@ -1552,11 +1552,13 @@ class WatchAssetsRequest(Message[_WatchAssetsRequestFields]):
         filter: AssetFilter | None
         after_sequence: int
 
-_WatchAssetsResponseFields: TypeAlias = Literal["event", "asset"]
+_WatchAssetsResponseFields: TypeAlias = Literal["event", "asset", "sequence"]
 
 class WatchAssetsResponse(Message[_WatchAssetsResponseFields]):
     """
-    WatchAssetsResponse is one change of state.
+    WatchAssetsResponse is one change of state, or only the position. The first message of a watch says
+    where it begins, and one comes at least every 15 s: a client that gets none for a minute watches
+    again, after the last `sequence` that it got.
 
     ```proto
     message ironworks.assetmanagerd.v1.WatchAssetsResponse
@@ -1564,20 +1566,26 @@ class WatchAssetsResponse(Message[_WatchAssetsResponseFields]):
 
     Attributes:
         event:
-            What changed.
+            What changed; absent: nothing, the message only says how far the watch has come.
 
             ```proto
             optional ironworks.assetmanagerd.v1.AssetEvent event = 1;
             ```
         asset:
-            The asset after the change.
+            The asset as it was when the change was read: it may have changed again.
 
             ```proto
             optional ironworks.assetmanagerd.v1.Asset asset = 2;
             ```
+        sequence:
+            Resume after this.
+
+            ```proto
+            int64 sequence = 3;
+            ```
     """
 
-    __slots__ = ("event", "asset")
+    __slots__ = ("event", "asset", "sequence")
 
     if TYPE_CHECKING:
 
@@ -1586,11 +1594,191 @@ class WatchAssetsResponse(Message[_WatchAssetsResponseFields]):
             *,
             event: AssetEvent | None = None,
             asset: Asset | None = None,
+            sequence: int = 0,
         ) -> None:
             pass
 
         event: AssetEvent | None
         asset: Asset | None
+        sequence: int
+
+_RepairFindingFields: TypeAlias = Literal["fault", "name", "action", "mended"]
+
+class RepairFinding(Message[_RepairFindingFields]):
+    """
+    RepairFinding is one disagreement.
+
+    ```proto
+    message ironworks.assetmanagerd.v1.RepairFinding
+    ```
+
+    Attributes:
+        fault:
+            Which.
+
+            ```proto
+            ironworks.assetmanagerd.v1.RepairFault fault = 1;
+            ```
+        name:
+            What it is about: a SHA-256, an asset, or a file of the staging area.
+
+            ```proto
+            string name = 2;
+            ```
+        action:
+            What was done about it (in a dry run: would be), one sentence.
+
+            ```proto
+            string action = 3;
+            ```
+        mended:
+            True: it is no disagreement any more.
+
+            ```proto
+            bool mended = 4;
+            ```
+    """
+
+    __slots__ = ("fault", "name", "action", "mended")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            fault: RepairFault | None = None,
+            name: str = "",
+            action: str = "",
+            mended: bool = False,
+        ) -> None:
+            pass
+
+        fault: RepairFault
+        name: str
+        action: str
+        mended: bool
+
+_RepairCountFields: TypeAlias = Literal["fault", "count"]
+
+class RepairCount(Message[_RepairCountFields]):
+    """
+    RepairCount is how often a pass met a fault.
+
+    ```proto
+    message ironworks.assetmanagerd.v1.RepairCount
+    ```
+
+    Attributes:
+        fault:
+            Which.
+
+            ```proto
+            ironworks.assetmanagerd.v1.RepairFault fault = 1;
+            ```
+        count:
+            How often.
+
+            ```proto
+            int32 count = 2;
+            ```
+    """
+
+    __slots__ = ("fault", "count")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            fault: RepairFault | None = None,
+            count: int = 0,
+        ) -> None:
+            pass
+
+        fault: RepairFault
+        count: int
+
+_RepairAssetsRequestFields: TypeAlias = Literal["dry_run", "idempotency_key"]
+
+class RepairAssetsRequest(Message[_RepairAssetsRequestFields]):
+    """
+    RepairAssetsRequest starts one comparison of registry, leases and bytes now; one also runs at each
+    start, and every `asset_repair_period_seconds`.
+
+    ```proto
+    message ironworks.assetmanagerd.v1.RepairAssetsRequest
+    ```
+
+    Attributes:
+        dry_run:
+            Say what would be done, do nothing.
+
+            ```proto
+            bool dry_run = 1;
+            ```
+        idempotency_key:
+            Repeating the call is safe whatever the key: a second pass finds what is left. At most 128
+            characters.
+
+            ```proto
+            string idempotency_key = 2;
+            ```
+    """
+
+    __slots__ = ("dry_run", "idempotency_key")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            dry_run: bool = False,
+            idempotency_key: str = "",
+        ) -> None:
+            pass
+
+        dry_run: bool
+        idempotency_key: str
+
+_RepairAssetsResponseFields: TypeAlias = Literal["findings", "counts"]
+
+class RepairAssetsResponse(Message[_RepairAssetsResponseFields]):
+    """
+    RepairAssetsResponse is what a pass found.
+
+    ```proto
+    message ironworks.assetmanagerd.v1.RepairAssetsResponse
+    ```
+
+    Attributes:
+        findings:
+            The first 1,000.
+
+            ```proto
+            repeated ironworks.assetmanagerd.v1.RepairFinding findings = 1;
+            ```
+        counts:
+            All of them, by fault.
+
+            ```proto
+            repeated ironworks.assetmanagerd.v1.RepairCount counts = 2;
+            ```
+    """
+
+    __slots__ = ("findings", "counts")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            findings: list[RepairFinding] | None = None,
+            counts: list[RepairCount] | None = None,
+        ) -> None:
+            pass
+
+        findings: list[RepairFinding]
+        counts: list[RepairCount]
 
 _LeaseFields: TypeAlias = Literal["lease_id", "tenant_id", "asset_ids", "owner", "holder", "purpose", "state", "created_at_ns", "expires_at_ns", "ended_at_ns"]
 
@@ -2560,9 +2748,77 @@ class PrepareMethod(Enum):
     REFLINK = 2
     COPY = 3
 
+class RepairFault(Enum):
+    """
+    RepairFault is how registry, leases and bytes can disagree.
+
+    ```proto
+    enum ironworks.assetmanagerd.v1.RepairFault
+    ```
+
+    Attributes:
+        UNSPECIFIED:
+            Never sent.
+
+            ```proto
+            REPAIR_FAULT_UNSPECIFIED = 0
+            ```
+        BYTES_WITHOUT_ROW:
+            Bytes that no record stands for; kept for the TTL of an unused asset, then removed.
+
+            ```proto
+            REPAIR_FAULT_BYTES_WITHOUT_ROW = 1
+            ```
+        ROW_WITHOUT_BYTES:
+            A record whose bytes are gone or damaged; marked, and not leased any more.
+
+            ```proto
+            REPAIR_FAULT_ROW_WITHOUT_BYTES = 2
+            ```
+        BYTES_CAME_BACK:
+            A record that was marked so, whose bytes are intact again; usable again.
+
+            ```proto
+            REPAIR_FAULT_BYTES_CAME_BACK = 3
+            ```
+        PARTIAL_UPLOAD:
+            An upload that was begun and waits to be resumed; removed after `upload_ttl_seconds`.
+
+            ```proto
+            REPAIR_FAULT_PARTIAL_UPLOAD = 4
+            ```
+        TEMPORARY_FILE:
+            A file of the staging area that nobody will take; removed after a day.
+
+            ```proto
+            REPAIR_FAULT_TEMPORARY_FILE = 5
+            ```
+        LEFTOVER:
+            What interrupted work left among the kept bytes; removed.
+
+            ```proto
+            REPAIR_FAULT_LEFTOVER = 6
+            ```
+        LEASE_COUNT:
+            An asset that counted another number of leases than hold it; counted again.
+
+            ```proto
+            REPAIR_FAULT_LEASE_COUNT = 7
+            ```
+    """
+
+    UNSPECIFIED = 0
+    BYTES_WITHOUT_ROW = 1
+    ROW_WITHOUT_BYTES = 2
+    BYTES_CAME_BACK = 3
+    PARTIAL_UPLOAD = 4
+    TEMPORARY_FILE = 5
+    LEFTOVER = 6
+    LEASE_COUNT = 7
+
 
 _DESC = file_desc(
-    b'\n&ironworks/assetmanagerd/v1/asset.proto\x12\x1aironworks.assetmanagerd.v1\x1a ironworks/common/v1/common.proto"\x82\x07\n\x05Asset\x12\x19\n\x08asset_id\x18\x01 \x01(\tR\x07assetId\x12\x1b\n\ttenant_id\x18\x02 \x01(\tR\x08tenantId\x129\n\x04kind\x18\x03 \x01(\x0e2%.ironworks.assetmanagerd.v1.AssetKindR\x04kind\x12?\n\x06format\x18\x04 \x01(\x0e2\'.ironworks.assetmanagerd.v1.AssetFormatR\x06format\x12<\n\x05state\x18\x05 \x01(\x0e2&.ironworks.assetmanagerd.v1.AssetStateR\x05state\x12\x16\n\x06reason\x18\x06 \x01(\tR\x06reason\x12\x1d\n\nsize_bytes\x18\x07 \x01(\x03R\tsizeBytes\x12\x16\n\x06sha256\x18\x08 \x01(\tR\x06sha256\x12\x1d\n\nmedia_type\x18\t \x01(\tR\tmediaType\x12"\n\x0carchitecture\x18\n \x01(\tR\x0carchitecture\x12#\n\rsource_digest\x18\x0b \x01(\tR\x0csourceDigest\x12\x19\n\x08build_id\x18\x0c \x01(\tR\x07buildId\x12C\n\x0cimage_config\x18\r \x01(\x0b2 .ironworks.common.v1.ImageConfigR\x0bimageConfig\x12E\n\x06labels\x18\x0e \x03(\x0b2-.ironworks.assetmanagerd.v1.Asset.LabelsEntryR\x06labels\x12\x1f\n\x0blease_count\x18\x0f \x01(\x05R\nleaseCount\x12"\n\rcreated_at_ns\x18\x10 \x01(\x03R\x0bcreatedAtNs\x12"\n\rupdated_at_ns\x18\x11 \x01(\x03R\x0bupdatedAtNs\x12%\n\x0flast_used_at_ns\x18\x12 \x01(\x03R\x0clastUsedAtNs\x12*\n\x11collectable_at_ns\x18\x13 \x01(\x03R\x0fcollectableAtNs\x12\x1a\n\x08revision\x18\x14 \x01(\x03R\x08revision\x12\x16\n\x06damage\x18\x15 \x01(\tR\x06damage\x1a9\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x028\x01"\x90\x02\n\nAssetEvent\x12\x19\n\x08asset_id\x18\x01 \x01(\tR\x07assetId\x12\x1a\n\x08sequence\x18\x02 \x01(\x03R\x08sequence\x12\x13\n\x05at_ns\x18\x03 \x01(\x03R\x04atNs\x12E\n\nfrom_state\x18\x04 \x01(\x0e2&.ironworks.assetmanagerd.v1.AssetStateR\tfromState\x12A\n\x08to_state\x18\x05 \x01(\x0e2&.ironworks.assetmanagerd.v1.AssetStateR\x07toState\x12\x16\n\x06reason\x18\x06 \x01(\tR\x06reason\x12\x14\n\x05actor\x18\x07 \x01(\tR\x05actor"\xaa\x04\n\nAssetFacts\x129\n\x04kind\x18\x01 \x01(\x0e2%.ironworks.assetmanagerd.v1.AssetKindR\x04kind\x12?\n\x06format\x18\x02 \x01(\x0e2\'.ironworks.assetmanagerd.v1.AssetFormatR\x06format\x12\x16\n\x06sha256\x18\x03 \x01(\tR\x06sha256\x12\x1d\n\nsize_bytes\x18\x04 \x01(\x03R\tsizeBytes\x12\x1d\n\nmedia_type\x18\x05 \x01(\tR\tmediaType\x12"\n\x0carchitecture\x18\x06 \x01(\tR\x0carchitecture\x12#\n\rsource_digest\x18\x07 \x01(\tR\x0csourceDigest\x12\x19\n\x08build_id\x18\x08 \x01(\tR\x07buildId\x12C\n\x0cimage_config\x18\t \x01(\x0b2 .ironworks.common.v1.ImageConfigR\x0bimageConfig\x12J\n\x06labels\x18\n \x03(\x0b22.ironworks.assetmanagerd.v1.AssetFacts.LabelsEntryR\x06labels\x12\x1a\n\x08platform\x18\x0b \x01(\x08R\x08platform\x1a9\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x028\x01"\x9e\x01\n\x14RegisterAssetRequest\x12<\n\x05facts\x18\x01 \x01(\x0b2&.ironworks.assetmanagerd.v1.AssetFactsR\x05facts\x12\x1f\n\x0bstaged_name\x18\x02 \x01(\tR\nstagedName\x12\'\n\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey"j\n\x15RegisterAssetResponse\x127\n\x05asset\x18\x01 \x01(\x0b2!.ironworks.assetmanagerd.v1.AssetR\x05asset\x12\x18\n\x07existed\x18\x02 \x01(\x08R\x07existed"\xb4\x01\n\x0bUploadStart\x12<\n\x05facts\x18\x01 \x01(\x0b2&.ironworks.assetmanagerd.v1.AssetFactsR\x05facts\x12\x1b\n\tupload_id\x18\x02 \x01(\tR\x08uploadId\x12!\n\x0coffset_bytes\x18\x03 \x01(\x03R\x0boffsetBytes\x12\'\n\x0fidempotency_key\x18\x04 \x01(\tR\x0eidempotencyKey"u\n\x12UploadAssetRequest\x12?\n\x05start\x18\x01 \x01(\x0b2\'.ironworks.assetmanagerd.v1.UploadStartH\x00R\x05start\x12\x16\n\x05chunk\x18\x02 \x01(\x0cH\x00R\x05chunkB\x06\n\x04part"h\n\x13UploadAssetResponse\x127\n\x05asset\x18\x01 \x01(\x0b2!.ironworks.assetmanagerd.v1.AssetR\x05asset\x12\x18\n\x07existed\x18\x02 \x01(\x08R\x07existed"X\n\x10GetUploadRequest\x12\x1b\n\tupload_id\x18\x01 \x01(\tR\x08uploadId\x12\'\n\x0fidempotency_key\x18\x02 \x01(\tR\x0eidempotencyKey"\xb1\x01\n\x11GetUploadResponse\x12\x1b\n\tupload_id\x18\x01 \x01(\tR\x08uploadId\x12!\n\x0coffset_bytes\x18\x02 \x01(\x03R\x0boffsetBytes\x12\x1d\n\nsize_bytes\x18\x03 \x01(\x03R\tsizeBytes\x12"\n\rexpires_at_ns\x18\x04 \x01(\x03R\x0bexpiresAtNs\x12\x19\n\x08asset_id\x18\x05 \x01(\tR\x07assetId",\n\x0fGetAssetRequest\x12\x19\n\x08asset_id\x18\x01 \x01(\tR\x07assetId"K\n\x10GetAssetResponse\x127\n\x05asset\x18\x01 \x01(\x0b2!.ironworks.assetmanagerd.v1.AssetR\x05asset"\xb2\x03\n\x0bAssetFilter\x129\n\x04kind\x18\x01 \x01(\x0e2%.ironworks.assetmanagerd.v1.AssetKindR\x04kind\x12>\n\x06states\x18\x02 \x03(\x0e2&.ironworks.assetmanagerd.v1.AssetStateR\x06states\x12K\n\x06labels\x18\x03 \x03(\x0b23.ironworks.assetmanagerd.v1.AssetFilter.LabelsEntryR\x06labels\x12#\n\rsource_digest\x18\x04 \x01(\tR\x0csourceDigest\x12"\n\x0carchitecture\x18\x05 \x01(\tR\x0carchitecture\x12\x16\n\x06sha256\x18\x06 \x01(\tR\x06sha256\x12?\n\x06format\x18\x07 \x01(\x0e2\'.ironworks.assetmanagerd.v1.AssetFormatR\x06format\x1a9\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x028\x01"\x8a\x01\n\x11ListAssetsRequest\x12?\n\x06filter\x18\x01 \x01(\x0b2\'.ironworks.assetmanagerd.v1.AssetFilterR\x06filter\x124\n\x04page\x18\x02 \x01(\x0b2 .ironworks.common.v1.PageRequestR\x04page"\x82\x01\n\x12ListAssetsResponse\x129\n\x06assets\x18\x01 \x03(\x0b2!.ironworks.assetmanagerd.v1.AssetR\x06assets\x121\n\x04page\x18\x02 \x01(\x0b2\x1d.ironworks.common.v1.PageInfoR\x04page"T\n\x11QueryAssetRequest\x12?\n\x06filter\x18\x01 \x01(\x0b2\'.ironworks.assetmanagerd.v1.AssetFilterR\x06filter"\x9d\x01\n\x12QueryAssetResponse\x127\n\x05asset\x18\x01 \x01(\x0b2!.ironworks.assetmanagerd.v1.AssetR\x05asset\x12%\n\x0echosen_because\x18\x02 \x01(\tR\rchosenBecause\x12\'\n\x0fcandidate_count\x18\x03 \x01(\x05R\x0ecandidateCount"i\n\x16ListAssetEventsRequest\x12\x19\n\x08asset_id\x18\x01 \x01(\tR\x07assetId\x124\n\x04page\x18\x02 \x01(\x0b2 .ironworks.common.v1.PageRequestR\x04page"\x8c\x01\n\x17ListAssetEventsResponse\x12>\n\x06events\x18\x01 \x03(\x0b2&.ironworks.assetmanagerd.v1.AssetEventR\x06events\x121\n\x04page\x18\x02 \x01(\x0b2\x1d.ironworks.common.v1.PageInfoR\x04page"q\n\x13ArchiveAssetRequest\x12\x19\n\x08asset_id\x18\x01 \x01(\tR\x07assetId\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason\x12\'\n\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey"O\n\x14ArchiveAssetResponse\x127\n\x05asset\x18\x01 \x01(\x0b2!.ironworks.assetmanagerd.v1.AssetR\x05asset"Y\n\x13RestoreAssetRequest\x12\x19\n\x08asset_id\x18\x01 \x01(\tR\x07assetId\x12\'\n\x0fidempotency_key\x18\x02 \x01(\tR\x0eidempotencyKey"O\n\x14RestoreAssetResponse\x127\n\x05asset\x18\x01 \x01(\x0b2!.ironworks.assetmanagerd.v1.AssetR\x05asset"p\n\x12DeleteAssetRequest\x12\x19\n\x08asset_id\x18\x01 \x01(\tR\x07assetId\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason\x12\'\n\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey"N\n\x13DeleteAssetResponse\x127\n\x05asset\x18\x01 \x01(\x0b2!.ironworks.assetmanagerd.v1.AssetR\x05asset"\x80\x01\n\x15CollectGarbageRequest\x12\x17\n\x07dry_run\x18\x01 \x01(\x08R\x06dryRun\x12%\n\x0eunused_seconds\x18\x02 \x01(\x03R\runusedSeconds\x12\'\n\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey"\x82\x01\n\x0eGarbageVerdict\x12\x19\n\x08asset_id\x18\x01 \x01(\tR\x07assetId\x12\x1c\n\tcollected\x18\x02 \x01(\x08R\tcollected\x12\x16\n\x06reason\x18\x03 \x01(\tR\x06reason\x12\x1f\n\x0bfreed_bytes\x18\x04 \x01(\x03R\nfreedBytes"\xc9\x01\n\x16CollectGarbageResponse\x12F\n\x08verdicts\x18\x01 \x03(\x0b2*.ironworks.assetmanagerd.v1.GarbageVerdictR\x08verdicts\x12\'\n\x0fcollected_count\x18\x02 \x01(\x05R\x0ecollectedCount\x12\x1d\n\nkept_count\x18\x03 \x01(\x05R\tkeptCount\x12\x1f\n\x0bfreed_bytes\x18\x04 \x01(\x03R\nfreedBytes"|\n\x12WatchAssetsRequest\x12?\n\x06filter\x18\x01 \x01(\x0b2\'.ironworks.assetmanagerd.v1.AssetFilterR\x06filter\x12%\n\x0eafter_sequence\x18\x02 \x01(\x03R\rafterSequence"\x8c\x01\n\x13WatchAssetsResponse\x12<\n\x05event\x18\x01 \x01(\x0b2&.ironworks.assetmanagerd.v1.AssetEventR\x05event\x127\n\x05asset\x18\x02 \x01(\x0b2!.ironworks.assetmanagerd.v1.AssetR\x05asset"\xca\x02\n\x05Lease\x12\x19\n\x08lease_id\x18\x01 \x01(\tR\x07leaseId\x12\x1b\n\ttenant_id\x18\x02 \x01(\tR\x08tenantId\x12\x1b\n\tasset_ids\x18\x03 \x03(\tR\x08assetIds\x12\x14\n\x05owner\x18\x04 \x01(\tR\x05owner\x12\x16\n\x06holder\x18\x05 \x01(\tR\x06holder\x12\x18\n\x07purpose\x18\x06 \x01(\tR\x07purpose\x12<\n\x05state\x18\x07 \x01(\x0e2&.ironworks.assetmanagerd.v1.LeaseStateR\x05state\x12"\n\rcreated_at_ns\x18\x08 \x01(\x03R\x0bcreatedAtNs\x12"\n\rexpires_at_ns\x18\t \x01(\x03R\x0bexpiresAtNs\x12\x1e\n\x0bended_at_ns\x18\n \x01(\x03R\tendedAtNs"\xae\x01\n\x13AcquireLeaseRequest\x12\x1b\n\tasset_ids\x18\x01 \x03(\tR\x08assetIds\x12\x16\n\x06holder\x18\x02 \x01(\tR\x06holder\x12\x18\n\x07purpose\x18\x03 \x01(\tR\x07purpose\x12\x1f\n\x0bttl_seconds\x18\x04 \x01(\x03R\nttlSeconds\x12\'\n\x0fidempotency_key\x18\x05 \x01(\tR\x0eidempotencyKey"\x8a\x01\n\x14AcquireLeaseResponse\x127\n\x05lease\x18\x01 \x01(\x0b2!.ironworks.assetmanagerd.v1.LeaseR\x05lease\x129\n\x06assets\x18\x02 \x03(\x0b2!.ironworks.assetmanagerd.v1.AssetR\x06assets"z\n\x11RenewLeaseRequest\x12\x1b\n\tlease_ids\x18\x01 \x03(\tR\x08leaseIds\x12\x1f\n\x0bttl_seconds\x18\x02 \x01(\x03R\nttlSeconds\x12\'\n\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey"u\n\x12RenewLeaseResponse\x129\n\x06leases\x18\x01 \x03(\x0b2!.ironworks.assetmanagerd.v1.LeaseR\x06leases\x12$\n\x0elost_lease_ids\x18\x02 \x03(\tR\x0clostLeaseIds"Y\n\x13ReleaseLeaseRequest\x12\x19\n\x08lease_id\x18\x01 \x01(\tR\x07leaseId\x12\'\n\x0fidempotency_key\x18\x02 \x01(\tR\x0eidempotencyKey"O\n\x14ReleaseLeaseResponse\x127\n\x05lease\x18\x01 \x01(\x0b2!.ironworks.assetmanagerd.v1.LeaseR\x05lease"\xba\x01\n\x11ListLeasesRequest\x12\x19\n\x08asset_id\x18\x01 \x01(\tR\x07assetId\x12\x16\n\x06holder\x18\x02 \x01(\tR\x06holder\x12<\n\x05state\x18\x03 \x01(\x0e2&.ironworks.assetmanagerd.v1.LeaseStateR\x05state\x124\n\x04page\x18\x04 \x01(\x0b2 .ironworks.common.v1.PageRequestR\x04page"\x82\x01\n\x12ListLeasesResponse\x129\n\x06leases\x18\x01 \x03(\x0b2!.ironworks.assetmanagerd.v1.LeaseR\x06leases\x121\n\x04page\x18\x02 \x01(\x0b2\x1d.ironworks.common.v1.PageInfoR\x04page"\xa8\x01\n\x0cPreparedFile\x12\x19\n\x08asset_id\x18\x01 \x01(\tR\x07assetId\x12\x1b\n\tfile_name\x18\x02 \x01(\tR\x08fileName\x12A\n\x06method\x18\x03 \x01(\x0e2).ironworks.assetmanagerd.v1.PrepareMethodR\x06method\x12\x1d\n\nsize_bytes\x18\x04 \x01(\x03R\tsizeBytes"\xb8\x01\n\x14PrepareAssetsRequest\x12\x19\n\x08lease_id\x18\x01 \x01(\tR\x07leaseId\x12\x1c\n\tdirectory\x18\x02 \x01(\tR\tdirectory\x12>\n\x05files\x18\x03 \x03(\x0b2(.ironworks.assetmanagerd.v1.PreparedFileR\x05files\x12\'\n\x0fidempotency_key\x18\x04 \x01(\tR\x0eidempotencyKey"W\n\x15PrepareAssetsResponse\x12>\n\x05files\x18\x01 \x03(\x0b2(.ironworks.assetmanagerd.v1.PreparedFileR\x05files"/\n\x12VerifyAssetRequest\x12\x19\n\x08asset_id\x18\x01 \x01(\tR\x07assetId"\x80\x01\n\x13VerifyAssetResponse\x127\n\x05asset\x18\x01 \x01(\x0b2!.ironworks.assetmanagerd.v1.AssetR\x05asset\x12\x16\n\x06intact\x18\x02 \x01(\x08R\x06intact\x12\x18\n\x07problem\x18\x03 \x01(\tR\x07problem*\x85\x01\n\tAssetKind\x12\x1a\n\x16ASSET_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11ASSET_KIND_KERNEL\x10\x01\x12\x15\n\x11ASSET_KIND_INITRD\x10\x02\x12\x15\n\x11ASSET_KIND_ROOTFS\x10\x03\x12\x17\n\x13ASSET_KIND_SNAPSHOT\x10\x04*\x98\x02\n\x0bAssetFormat\x12\x1c\n\x18ASSET_FORMAT_UNSPECIFIED\x10\x00\x12\x18\n\x14ASSET_FORMAT_BZIMAGE\x10\x01\x12\x14\n\x10ASSET_FORMAT_ELF\x10\x02\x12\x15\n\x11ASSET_FORMAT_CPIO\x10\x03\x12\x1a\n\x16ASSET_FORMAT_CPIO_GZIP\x10\x04\x12\x1a\n\x16ASSET_FORMAT_CPIO_ZSTD\x10\x05\x12\x19\n\x15ASSET_FORMAT_SQUASHFS\x10\x06\x12\x15\n\x11ASSET_FORMAT_EXT4\x10\x07\x12\x1c\n\x18ASSET_FORMAT_VM_SNAPSHOT\x10\x08\x12\x1c\n\x18ASSET_FORMAT_ARM64_IMAGE\x10\t*\xc3\x01\n\nAssetState\x12\x1b\n\x17ASSET_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16ASSET_STATE_REGISTERED\x10\x01\x12\x19\n\x15ASSET_STATE_AVAILABLE\x10\x02\x12\x16\n\x12ASSET_STATE_IN_USE\x10\x03\x12\x18\n\x14ASSET_STATE_ARCHIVED\x10\x04\x12\x16\n\x12ASSET_STATE_FAILED\x10\x05\x12\x17\n\x13ASSET_STATE_DELETED\x10\x06*t\n\nLeaseState\x12\x1b\n\x17LEASE_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12LEASE_STATE_ACTIVE\x10\x01\x12\x18\n\x14LEASE_STATE_RELEASED\x10\x02\x12\x17\n\x13LEASE_STATE_EXPIRED\x10\x03*\x82\x01\n\rPrepareMethod\x12\x1e\n\x1aPREPARE_METHOD_UNSPECIFIED\x10\x00\x12\x1c\n\x18PREPARE_METHOD_HARD_LINK\x10\x01\x12\x1a\n\x16PREPARE_METHOD_REFLINK\x10\x02\x12\x17\n\x13PREPARE_METHOD_COPY\x10\x032\xa2\x10\n\x0cAssetService\x12t\n\rRegisterAsset\x120.ironworks.assetmanagerd.v1.RegisterAssetRequest\x1a1.ironworks.assetmanagerd.v1.RegisterAssetResponse\x12p\n\x0bUploadAsset\x12..ironworks.assetmanagerd.v1.UploadAssetRequest\x1a/.ironworks.assetmanagerd.v1.UploadAssetResponse(\x01\x12m\n\tGetUpload\x12,.ironworks.assetmanagerd.v1.GetUploadRequest\x1a-.ironworks.assetmanagerd.v1.GetUploadResponse"\x03\x90\x02\x01\x12j\n\x08GetAsset\x12+.ironworks.assetmanagerd.v1.GetAssetRequest\x1a,.ironworks.assetmanagerd.v1.GetAssetResponse"\x03\x90\x02\x01\x12p\n\nListAssets\x12-.ironworks.assetmanagerd.v1.ListAssetsRequest\x1a..ironworks.assetmanagerd.v1.ListAssetsResponse"\x03\x90\x02\x01\x12p\n\nQueryAsset\x12-.ironworks.assetmanagerd.v1.QueryAssetRequest\x1a..ironworks.assetmanagerd.v1.QueryAssetResponse"\x03\x90\x02\x01\x12\x7f\n\x0fListAssetEvents\x122.ironworks.assetmanagerd.v1.ListAssetEventsRequest\x1a3.ironworks.assetmanagerd.v1.ListAssetEventsResponse"\x03\x90\x02\x01\x12q\n\x0cArchiveAsset\x12/.ironworks.assetmanagerd.v1.ArchiveAssetRequest\x1a0.ironworks.assetmanagerd.v1.ArchiveAssetResponse\x12q\n\x0cRestoreAsset\x12/.ironworks.assetmanagerd.v1.RestoreAssetRequest\x1a0.ironworks.assetmanagerd.v1.RestoreAssetResponse\x12n\n\x0bDeleteAsset\x12..ironworks.assetmanagerd.v1.DeleteAssetRequest\x1a/.ironworks.assetmanagerd.v1.DeleteAssetResponse\x12w\n\x0eCollectGarbage\x121.ironworks.assetmanagerd.v1.CollectGarbageRequest\x1a2.ironworks.assetmanagerd.v1.CollectGarbageResponse\x12p\n\x0bWatchAssets\x12..ironworks.assetmanagerd.v1.WatchAssetsRequest\x1a/.ironworks.assetmanagerd.v1.WatchAssetsResponse0\x01\x12q\n\x0cAcquireLease\x12/.ironworks.assetmanagerd.v1.AcquireLeaseRequest\x1a0.ironworks.assetmanagerd.v1.AcquireLeaseResponse\x12k\n\nRenewLease\x12-.ironworks.assetmanagerd.v1.RenewLeaseRequest\x1a..ironworks.assetmanagerd.v1.RenewLeaseResponse\x12q\n\x0cReleaseLease\x12/.ironworks.assetmanagerd.v1.ReleaseLeaseRequest\x1a0.ironworks.assetmanagerd.v1.ReleaseLeaseResponse\x12p\n\nListLeases\x12-.ironworks.assetmanagerd.v1.ListLeasesRequest\x1a..ironworks.assetmanagerd.v1.ListLeasesResponse"\x03\x90\x02\x01\x12t\n\rPrepareAssets\x120.ironworks.assetmanagerd.v1.PrepareAssetsRequest\x1a1.ironworks.assetmanagerd.v1.PrepareAssetsResponse\x12n\n\x0bVerifyAsset\x12..ironworks.assetmanagerd.v1.VerifyAssetRequest\x1a/.ironworks.assetmanagerd.v1.VerifyAssetResponseb\x06proto3',
+    b'\n&ironworks/assetmanagerd/v1/asset.proto\x12\x1aironworks.assetmanagerd.v1\x1a ironworks/common/v1/common.proto"\x82\x07\n\x05Asset\x12\x19\n\x08asset_id\x18\x01 \x01(\tR\x07assetId\x12\x1b\n\ttenant_id\x18\x02 \x01(\tR\x08tenantId\x129\n\x04kind\x18\x03 \x01(\x0e2%.ironworks.assetmanagerd.v1.AssetKindR\x04kind\x12?\n\x06format\x18\x04 \x01(\x0e2\'.ironworks.assetmanagerd.v1.AssetFormatR\x06format\x12<\n\x05state\x18\x05 \x01(\x0e2&.ironworks.assetmanagerd.v1.AssetStateR\x05state\x12\x16\n\x06reason\x18\x06 \x01(\tR\x06reason\x12\x1d\n\nsize_bytes\x18\x07 \x01(\x03R\tsizeBytes\x12\x16\n\x06sha256\x18\x08 \x01(\tR\x06sha256\x12\x1d\n\nmedia_type\x18\t \x01(\tR\tmediaType\x12"\n\x0carchitecture\x18\n \x01(\tR\x0carchitecture\x12#\n\rsource_digest\x18\x0b \x01(\tR\x0csourceDigest\x12\x19\n\x08build_id\x18\x0c \x01(\tR\x07buildId\x12C\n\x0cimage_config\x18\r \x01(\x0b2 .ironworks.common.v1.ImageConfigR\x0bimageConfig\x12E\n\x06labels\x18\x0e \x03(\x0b2-.ironworks.assetmanagerd.v1.Asset.LabelsEntryR\x06labels\x12\x1f\n\x0blease_count\x18\x0f \x01(\x05R\nleaseCount\x12"\n\rcreated_at_ns\x18\x10 \x01(\x03R\x0bcreatedAtNs\x12"\n\rupdated_at_ns\x18\x11 \x01(\x03R\x0bupdatedAtNs\x12%\n\x0flast_used_at_ns\x18\x12 \x01(\x03R\x0clastUsedAtNs\x12*\n\x11collectable_at_ns\x18\x13 \x01(\x03R\x0fcollectableAtNs\x12\x1a\n\x08revision\x18\x14 \x01(\x03R\x08revision\x12\x16\n\x06damage\x18\x15 \x01(\tR\x06damage\x1a9\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x028\x01"\x90\x02\n\nAssetEvent\x12\x19\n\x08asset_id\x18\x01 \x01(\tR\x07assetId\x12\x1a\n\x08sequence\x18\x02 \x01(\x03R\x08sequence\x12\x13\n\x05at_ns\x18\x03 \x01(\x03R\x04atNs\x12E\n\nfrom_state\x18\x04 \x01(\x0e2&.ironworks.assetmanagerd.v1.AssetStateR\tfromState\x12A\n\x08to_state\x18\x05 \x01(\x0e2&.ironworks.assetmanagerd.v1.AssetStateR\x07toState\x12\x16\n\x06reason\x18\x06 \x01(\tR\x06reason\x12\x14\n\x05actor\x18\x07 \x01(\tR\x05actor"\xaa\x04\n\nAssetFacts\x129\n\x04kind\x18\x01 \x01(\x0e2%.ironworks.assetmanagerd.v1.AssetKindR\x04kind\x12?\n\x06format\x18\x02 \x01(\x0e2\'.ironworks.assetmanagerd.v1.AssetFormatR\x06format\x12\x16\n\x06sha256\x18\x03 \x01(\tR\x06sha256\x12\x1d\n\nsize_bytes\x18\x04 \x01(\x03R\tsizeBytes\x12\x1d\n\nmedia_type\x18\x05 \x01(\tR\tmediaType\x12"\n\x0carchitecture\x18\x06 \x01(\tR\x0carchitecture\x12#\n\rsource_digest\x18\x07 \x01(\tR\x0csourceDigest\x12\x19\n\x08build_id\x18\x08 \x01(\tR\x07buildId\x12C\n\x0cimage_config\x18\t \x01(\x0b2 .ironworks.common.v1.ImageConfigR\x0bimageConfig\x12J\n\x06labels\x18\n \x03(\x0b22.ironworks.assetmanagerd.v1.AssetFacts.LabelsEntryR\x06labels\x12\x1a\n\x08platform\x18\x0b \x01(\x08R\x08platform\x1a9\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x028\x01"\x9e\x01\n\x14RegisterAssetRequest\x12<\n\x05facts\x18\x01 \x01(\x0b2&.ironworks.assetmanagerd.v1.AssetFactsR\x05facts\x12\x1f\n\x0bstaged_name\x18\x02 \x01(\tR\nstagedName\x12\'\n\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey"j\n\x15RegisterAssetResponse\x127\n\x05asset\x18\x01 \x01(\x0b2!.ironworks.assetmanagerd.v1.AssetR\x05asset\x12\x18\n\x07existed\x18\x02 \x01(\x08R\x07existed"\xb4\x01\n\x0bUploadStart\x12<\n\x05facts\x18\x01 \x01(\x0b2&.ironworks.assetmanagerd.v1.AssetFactsR\x05facts\x12\x1b\n\tupload_id\x18\x02 \x01(\tR\x08uploadId\x12!\n\x0coffset_bytes\x18\x03 \x01(\x03R\x0boffsetBytes\x12\'\n\x0fidempotency_key\x18\x04 \x01(\tR\x0eidempotencyKey"u\n\x12UploadAssetRequest\x12?\n\x05start\x18\x01 \x01(\x0b2\'.ironworks.assetmanagerd.v1.UploadStartH\x00R\x05start\x12\x16\n\x05chunk\x18\x02 \x01(\x0cH\x00R\x05chunkB\x06\n\x04part"h\n\x13UploadAssetResponse\x127\n\x05asset\x18\x01 \x01(\x0b2!.ironworks.assetmanagerd.v1.AssetR\x05asset\x12\x18\n\x07existed\x18\x02 \x01(\x08R\x07existed"X\n\x10GetUploadRequest\x12\x1b\n\tupload_id\x18\x01 \x01(\tR\x08uploadId\x12\'\n\x0fidempotency_key\x18\x02 \x01(\tR\x0eidempotencyKey"\xb1\x01\n\x11GetUploadResponse\x12\x1b\n\tupload_id\x18\x01 \x01(\tR\x08uploadId\x12!\n\x0coffset_bytes\x18\x02 \x01(\x03R\x0boffsetBytes\x12\x1d\n\nsize_bytes\x18\x03 \x01(\x03R\tsizeBytes\x12"\n\rexpires_at_ns\x18\x04 \x01(\x03R\x0bexpiresAtNs\x12\x19\n\x08asset_id\x18\x05 \x01(\tR\x07assetId",\n\x0fGetAssetRequest\x12\x19\n\x08asset_id\x18\x01 \x01(\tR\x07assetId"K\n\x10GetAssetResponse\x127\n\x05asset\x18\x01 \x01(\x0b2!.ironworks.assetmanagerd.v1.AssetR\x05asset"\xb2\x03\n\x0bAssetFilter\x129\n\x04kind\x18\x01 \x01(\x0e2%.ironworks.assetmanagerd.v1.AssetKindR\x04kind\x12>\n\x06states\x18\x02 \x03(\x0e2&.ironworks.assetmanagerd.v1.AssetStateR\x06states\x12K\n\x06labels\x18\x03 \x03(\x0b23.ironworks.assetmanagerd.v1.AssetFilter.LabelsEntryR\x06labels\x12#\n\rsource_digest\x18\x04 \x01(\tR\x0csourceDigest\x12"\n\x0carchitecture\x18\x05 \x01(\tR\x0carchitecture\x12\x16\n\x06sha256\x18\x06 \x01(\tR\x06sha256\x12?\n\x06format\x18\x07 \x01(\x0e2\'.ironworks.assetmanagerd.v1.AssetFormatR\x06format\x1a9\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x028\x01"\x8a\x01\n\x11ListAssetsRequest\x12?\n\x06filter\x18\x01 \x01(\x0b2\'.ironworks.assetmanagerd.v1.AssetFilterR\x06filter\x124\n\x04page\x18\x02 \x01(\x0b2 .ironworks.common.v1.PageRequestR\x04page"\x82\x01\n\x12ListAssetsResponse\x129\n\x06assets\x18\x01 \x03(\x0b2!.ironworks.assetmanagerd.v1.AssetR\x06assets\x121\n\x04page\x18\x02 \x01(\x0b2\x1d.ironworks.common.v1.PageInfoR\x04page"T\n\x11QueryAssetRequest\x12?\n\x06filter\x18\x01 \x01(\x0b2\'.ironworks.assetmanagerd.v1.AssetFilterR\x06filter"\x9d\x01\n\x12QueryAssetResponse\x127\n\x05asset\x18\x01 \x01(\x0b2!.ironworks.assetmanagerd.v1.AssetR\x05asset\x12%\n\x0echosen_because\x18\x02 \x01(\tR\rchosenBecause\x12\'\n\x0fcandidate_count\x18\x03 \x01(\x05R\x0ecandidateCount"i\n\x16ListAssetEventsRequest\x12\x19\n\x08asset_id\x18\x01 \x01(\tR\x07assetId\x124\n\x04page\x18\x02 \x01(\x0b2 .ironworks.common.v1.PageRequestR\x04page"\x8c\x01\n\x17ListAssetEventsResponse\x12>\n\x06events\x18\x01 \x03(\x0b2&.ironworks.assetmanagerd.v1.AssetEventR\x06events\x121\n\x04page\x18\x02 \x01(\x0b2\x1d.ironworks.common.v1.PageInfoR\x04page"q\n\x13ArchiveAssetRequest\x12\x19\n\x08asset_id\x18\x01 \x01(\tR\x07assetId\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason\x12\'\n\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey"O\n\x14ArchiveAssetResponse\x127\n\x05asset\x18\x01 \x01(\x0b2!.ironworks.assetmanagerd.v1.AssetR\x05asset"Y\n\x13RestoreAssetRequest\x12\x19\n\x08asset_id\x18\x01 \x01(\tR\x07assetId\x12\'\n\x0fidempotency_key\x18\x02 \x01(\tR\x0eidempotencyKey"O\n\x14RestoreAssetResponse\x127\n\x05asset\x18\x01 \x01(\x0b2!.ironworks.assetmanagerd.v1.AssetR\x05asset"p\n\x12DeleteAssetRequest\x12\x19\n\x08asset_id\x18\x01 \x01(\tR\x07assetId\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason\x12\'\n\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey"N\n\x13DeleteAssetResponse\x127\n\x05asset\x18\x01 \x01(\x0b2!.ironworks.assetmanagerd.v1.AssetR\x05asset"\x80\x01\n\x15CollectGarbageRequest\x12\x17\n\x07dry_run\x18\x01 \x01(\x08R\x06dryRun\x12%\n\x0eunused_seconds\x18\x02 \x01(\x03R\runusedSeconds\x12\'\n\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey"\x82\x01\n\x0eGarbageVerdict\x12\x19\n\x08asset_id\x18\x01 \x01(\tR\x07assetId\x12\x1c\n\tcollected\x18\x02 \x01(\x08R\tcollected\x12\x16\n\x06reason\x18\x03 \x01(\tR\x06reason\x12\x1f\n\x0bfreed_bytes\x18\x04 \x01(\x03R\nfreedBytes"\xc9\x01\n\x16CollectGarbageResponse\x12F\n\x08verdicts\x18\x01 \x03(\x0b2*.ironworks.assetmanagerd.v1.GarbageVerdictR\x08verdicts\x12\'\n\x0fcollected_count\x18\x02 \x01(\x05R\x0ecollectedCount\x12\x1d\n\nkept_count\x18\x03 \x01(\x05R\tkeptCount\x12\x1f\n\x0bfreed_bytes\x18\x04 \x01(\x03R\nfreedBytes"|\n\x12WatchAssetsRequest\x12?\n\x06filter\x18\x01 \x01(\x0b2\'.ironworks.assetmanagerd.v1.AssetFilterR\x06filter\x12%\n\x0eafter_sequence\x18\x02 \x01(\x03R\rafterSequence"\xa8\x01\n\x13WatchAssetsResponse\x12<\n\x05event\x18\x01 \x01(\x0b2&.ironworks.assetmanagerd.v1.AssetEventR\x05event\x127\n\x05asset\x18\x02 \x01(\x0b2!.ironworks.assetmanagerd.v1.AssetR\x05asset\x12\x1a\n\x08sequence\x18\x03 \x01(\x03R\x08sequence"\x92\x01\n\rRepairFinding\x12=\n\x05fault\x18\x01 \x01(\x0e2\'.ironworks.assetmanagerd.v1.RepairFaultR\x05fault\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n\x06action\x18\x03 \x01(\tR\x06action\x12\x16\n\x06mended\x18\x04 \x01(\x08R\x06mended"b\n\x0bRepairCount\x12=\n\x05fault\x18\x01 \x01(\x0e2\'.ironworks.assetmanagerd.v1.RepairFaultR\x05fault\x12\x14\n\x05count\x18\x02 \x01(\x05R\x05count"W\n\x13RepairAssetsRequest\x12\x17\n\x07dry_run\x18\x01 \x01(\x08R\x06dryRun\x12\'\n\x0fidempotency_key\x18\x02 \x01(\tR\x0eidempotencyKey"\x9e\x01\n\x14RepairAssetsResponse\x12E\n\x08findings\x18\x01 \x03(\x0b2).ironworks.assetmanagerd.v1.RepairFindingR\x08findings\x12?\n\x06counts\x18\x02 \x03(\x0b2\'.ironworks.assetmanagerd.v1.RepairCountR\x06counts"\xca\x02\n\x05Lease\x12\x19\n\x08lease_id\x18\x01 \x01(\tR\x07leaseId\x12\x1b\n\ttenant_id\x18\x02 \x01(\tR\x08tenantId\x12\x1b\n\tasset_ids\x18\x03 \x03(\tR\x08assetIds\x12\x14\n\x05owner\x18\x04 \x01(\tR\x05owner\x12\x16\n\x06holder\x18\x05 \x01(\tR\x06holder\x12\x18\n\x07purpose\x18\x06 \x01(\tR\x07purpose\x12<\n\x05state\x18\x07 \x01(\x0e2&.ironworks.assetmanagerd.v1.LeaseStateR\x05state\x12"\n\rcreated_at_ns\x18\x08 \x01(\x03R\x0bcreatedAtNs\x12"\n\rexpires_at_ns\x18\t \x01(\x03R\x0bexpiresAtNs\x12\x1e\n\x0bended_at_ns\x18\n \x01(\x03R\tendedAtNs"\xae\x01\n\x13AcquireLeaseRequest\x12\x1b\n\tasset_ids\x18\x01 \x03(\tR\x08assetIds\x12\x16\n\x06holder\x18\x02 \x01(\tR\x06holder\x12\x18\n\x07purpose\x18\x03 \x01(\tR\x07purpose\x12\x1f\n\x0bttl_seconds\x18\x04 \x01(\x03R\nttlSeconds\x12\'\n\x0fidempotency_key\x18\x05 \x01(\tR\x0eidempotencyKey"\x8a\x01\n\x14AcquireLeaseResponse\x127\n\x05lease\x18\x01 \x01(\x0b2!.ironworks.assetmanagerd.v1.LeaseR\x05lease\x129\n\x06assets\x18\x02 \x03(\x0b2!.ironworks.assetmanagerd.v1.AssetR\x06assets"z\n\x11RenewLeaseRequest\x12\x1b\n\tlease_ids\x18\x01 \x03(\tR\x08leaseIds\x12\x1f\n\x0bttl_seconds\x18\x02 \x01(\x03R\nttlSeconds\x12\'\n\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey"u\n\x12RenewLeaseResponse\x129\n\x06leases\x18\x01 \x03(\x0b2!.ironworks.assetmanagerd.v1.LeaseR\x06leases\x12$\n\x0elost_lease_ids\x18\x02 \x03(\tR\x0clostLeaseIds"Y\n\x13ReleaseLeaseRequest\x12\x19\n\x08lease_id\x18\x01 \x01(\tR\x07leaseId\x12\'\n\x0fidempotency_key\x18\x02 \x01(\tR\x0eidempotencyKey"O\n\x14ReleaseLeaseResponse\x127\n\x05lease\x18\x01 \x01(\x0b2!.ironworks.assetmanagerd.v1.LeaseR\x05lease"\xba\x01\n\x11ListLeasesRequest\x12\x19\n\x08asset_id\x18\x01 \x01(\tR\x07assetId\x12\x16\n\x06holder\x18\x02 \x01(\tR\x06holder\x12<\n\x05state\x18\x03 \x01(\x0e2&.ironworks.assetmanagerd.v1.LeaseStateR\x05state\x124\n\x04page\x18\x04 \x01(\x0b2 .ironworks.common.v1.PageRequestR\x04page"\x82\x01\n\x12ListLeasesResponse\x129\n\x06leases\x18\x01 \x03(\x0b2!.ironworks.assetmanagerd.v1.LeaseR\x06leases\x121\n\x04page\x18\x02 \x01(\x0b2\x1d.ironworks.common.v1.PageInfoR\x04page"\xa8\x01\n\x0cPreparedFile\x12\x19\n\x08asset_id\x18\x01 \x01(\tR\x07assetId\x12\x1b\n\tfile_name\x18\x02 \x01(\tR\x08fileName\x12A\n\x06method\x18\x03 \x01(\x0e2).ironworks.assetmanagerd.v1.PrepareMethodR\x06method\x12\x1d\n\nsize_bytes\x18\x04 \x01(\x03R\tsizeBytes"\xb8\x01\n\x14PrepareAssetsRequest\x12\x19\n\x08lease_id\x18\x01 \x01(\tR\x07leaseId\x12\x1c\n\tdirectory\x18\x02 \x01(\tR\tdirectory\x12>\n\x05files\x18\x03 \x03(\x0b2(.ironworks.assetmanagerd.v1.PreparedFileR\x05files\x12\'\n\x0fidempotency_key\x18\x04 \x01(\tR\x0eidempotencyKey"W\n\x15PrepareAssetsResponse\x12>\n\x05files\x18\x01 \x03(\x0b2(.ironworks.assetmanagerd.v1.PreparedFileR\x05files"/\n\x12VerifyAssetRequest\x12\x19\n\x08asset_id\x18\x01 \x01(\tR\x07assetId"\x80\x01\n\x13VerifyAssetResponse\x127\n\x05asset\x18\x01 \x01(\x0b2!.ironworks.assetmanagerd.v1.AssetR\x05asset\x12\x16\n\x06intact\x18\x02 \x01(\x08R\x06intact\x12\x18\n\x07problem\x18\x03 \x01(\tR\x07problem*\x85\x01\n\tAssetKind\x12\x1a\n\x16ASSET_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11ASSET_KIND_KERNEL\x10\x01\x12\x15\n\x11ASSET_KIND_INITRD\x10\x02\x12\x15\n\x11ASSET_KIND_ROOTFS\x10\x03\x12\x17\n\x13ASSET_KIND_SNAPSHOT\x10\x04*\x98\x02\n\x0bAssetFormat\x12\x1c\n\x18ASSET_FORMAT_UNSPECIFIED\x10\x00\x12\x18\n\x14ASSET_FORMAT_BZIMAGE\x10\x01\x12\x14\n\x10ASSET_FORMAT_ELF\x10\x02\x12\x15\n\x11ASSET_FORMAT_CPIO\x10\x03\x12\x1a\n\x16ASSET_FORMAT_CPIO_GZIP\x10\x04\x12\x1a\n\x16ASSET_FORMAT_CPIO_ZSTD\x10\x05\x12\x19\n\x15ASSET_FORMAT_SQUASHFS\x10\x06\x12\x15\n\x11ASSET_FORMAT_EXT4\x10\x07\x12\x1c\n\x18ASSET_FORMAT_VM_SNAPSHOT\x10\x08\x12\x1c\n\x18ASSET_FORMAT_ARM64_IMAGE\x10\t*\xc3\x01\n\nAssetState\x12\x1b\n\x17ASSET_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16ASSET_STATE_REGISTERED\x10\x01\x12\x19\n\x15ASSET_STATE_AVAILABLE\x10\x02\x12\x16\n\x12ASSET_STATE_IN_USE\x10\x03\x12\x18\n\x14ASSET_STATE_ARCHIVED\x10\x04\x12\x16\n\x12ASSET_STATE_FAILED\x10\x05\x12\x17\n\x13ASSET_STATE_DELETED\x10\x06*t\n\nLeaseState\x12\x1b\n\x17LEASE_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12LEASE_STATE_ACTIVE\x10\x01\x12\x18\n\x14LEASE_STATE_RELEASED\x10\x02\x12\x17\n\x13LEASE_STATE_EXPIRED\x10\x03*\x82\x01\n\rPrepareMethod\x12\x1e\n\x1aPREPARE_METHOD_UNSPECIFIED\x10\x00\x12\x1c\n\x18PREPARE_METHOD_HARD_LINK\x10\x01\x12\x1a\n\x16PREPARE_METHOD_REFLINK\x10\x02\x12\x17\n\x13PREPARE_METHOD_COPY\x10\x03*\x90\x02\n\x0bRepairFault\x12\x1c\n\x18REPAIR_FAULT_UNSPECIFIED\x10\x00\x12"\n\x1eREPAIR_FAULT_BYTES_WITHOUT_ROW\x10\x01\x12"\n\x1eREPAIR_FAULT_ROW_WITHOUT_BYTES\x10\x02\x12 \n\x1cREPAIR_FAULT_BYTES_CAME_BACK\x10\x03\x12\x1f\n\x1bREPAIR_FAULT_PARTIAL_UPLOAD\x10\x04\x12\x1f\n\x1bREPAIR_FAULT_TEMPORARY_FILE\x10\x05\x12\x19\n\x15REPAIR_FAULT_LEFTOVER\x10\x06\x12\x1c\n\x18REPAIR_FAULT_LEASE_COUNT\x10\x072\x95\x11\n\x0cAssetService\x12t\n\rRegisterAsset\x120.ironworks.assetmanagerd.v1.RegisterAssetRequest\x1a1.ironworks.assetmanagerd.v1.RegisterAssetResponse\x12p\n\x0bUploadAsset\x12..ironworks.assetmanagerd.v1.UploadAssetRequest\x1a/.ironworks.assetmanagerd.v1.UploadAssetResponse(\x01\x12m\n\tGetUpload\x12,.ironworks.assetmanagerd.v1.GetUploadRequest\x1a-.ironworks.assetmanagerd.v1.GetUploadResponse"\x03\x90\x02\x01\x12j\n\x08GetAsset\x12+.ironworks.assetmanagerd.v1.GetAssetRequest\x1a,.ironworks.assetmanagerd.v1.GetAssetResponse"\x03\x90\x02\x01\x12p\n\nListAssets\x12-.ironworks.assetmanagerd.v1.ListAssetsRequest\x1a..ironworks.assetmanagerd.v1.ListAssetsResponse"\x03\x90\x02\x01\x12p\n\nQueryAsset\x12-.ironworks.assetmanagerd.v1.QueryAssetRequest\x1a..ironworks.assetmanagerd.v1.QueryAssetResponse"\x03\x90\x02\x01\x12\x7f\n\x0fListAssetEvents\x122.ironworks.assetmanagerd.v1.ListAssetEventsRequest\x1a3.ironworks.assetmanagerd.v1.ListAssetEventsResponse"\x03\x90\x02\x01\x12q\n\x0cArchiveAsset\x12/.ironworks.assetmanagerd.v1.ArchiveAssetRequest\x1a0.ironworks.assetmanagerd.v1.ArchiveAssetResponse\x12q\n\x0cRestoreAsset\x12/.ironworks.assetmanagerd.v1.RestoreAssetRequest\x1a0.ironworks.assetmanagerd.v1.RestoreAssetResponse\x12n\n\x0bDeleteAsset\x12..ironworks.assetmanagerd.v1.DeleteAssetRequest\x1a/.ironworks.assetmanagerd.v1.DeleteAssetResponse\x12w\n\x0eCollectGarbage\x121.ironworks.assetmanagerd.v1.CollectGarbageRequest\x1a2.ironworks.assetmanagerd.v1.CollectGarbageResponse\x12q\n\x0cRepairAssets\x12/.ironworks.assetmanagerd.v1.RepairAssetsRequest\x1a0.ironworks.assetmanagerd.v1.RepairAssetsResponse\x12p\n\x0bWatchAssets\x12..ironworks.assetmanagerd.v1.WatchAssetsRequest\x1a/.ironworks.assetmanagerd.v1.WatchAssetsResponse0\x01\x12q\n\x0cAcquireLease\x12/.ironworks.assetmanagerd.v1.AcquireLeaseRequest\x1a0.ironworks.assetmanagerd.v1.AcquireLeaseResponse\x12k\n\nRenewLease\x12-.ironworks.assetmanagerd.v1.RenewLeaseRequest\x1a..ironworks.assetmanagerd.v1.RenewLeaseResponse\x12q\n\x0cReleaseLease\x12/.ironworks.assetmanagerd.v1.ReleaseLeaseRequest\x1a0.ironworks.assetmanagerd.v1.ReleaseLeaseResponse\x12p\n\nListLeases\x12-.ironworks.assetmanagerd.v1.ListLeasesRequest\x1a..ironworks.assetmanagerd.v1.ListLeasesResponse"\x03\x90\x02\x01\x12t\n\rPrepareAssets\x120.ironworks.assetmanagerd.v1.PrepareAssetsRequest\x1a1.ironworks.assetmanagerd.v1.PrepareAssetsResponse\x12n\n\x0bVerifyAsset\x12..ironworks.assetmanagerd.v1.VerifyAssetRequest\x1a/.ironworks.assetmanagerd.v1.VerifyAssetResponseb\x06proto3',
     [
         common_pb.desc(),
     ],
@@ -2597,6 +2853,10 @@ _DESC = file_desc(
         "CollectGarbageResponse": CollectGarbageResponse,
         "WatchAssetsRequest": WatchAssetsRequest,
         "WatchAssetsResponse": WatchAssetsResponse,
+        "RepairFinding": RepairFinding,
+        "RepairCount": RepairCount,
+        "RepairAssetsRequest": RepairAssetsRequest,
+        "RepairAssetsResponse": RepairAssetsResponse,
         "Lease": Lease,
         "AcquireLeaseRequest": AcquireLeaseRequest,
         "AcquireLeaseResponse": AcquireLeaseResponse,
@@ -2616,6 +2876,7 @@ _DESC = file_desc(
         "AssetState": AssetState,
         "LeaseState": LeaseState,
         "PrepareMethod": PrepareMethod,
+        "RepairFault": RepairFault,
     },
 )
 
