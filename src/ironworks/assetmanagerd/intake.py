@@ -333,24 +333,18 @@ class Intake:
         return await self._with_offset(upload)
 
     async def _with_offset(self, upload: Upload) -> Upload:
-        if not upload.asset_id:
-            upload = await self._taken(upload)
-        if upload.asset_id:
-            return replace(upload, offset_bytes=upload.facts.size_bytes)
-        size_bytes = await asyncio.to_thread(self._files.staging.size_bytes, upload.staged_name)
-        return replace(upload, offset_bytes=size_bytes)
-
-    async def _taken(self, upload: Upload) -> Upload:
-        """An upload whose bytes its owner has as an asset: a crash came before that was noted."""
+        """How far an upload is: at its end if its owner has the bytes, however that came."""
         live = await self._database.read(
             lambda connection: store.find_live(connection, upload.tenant_id, upload.facts.sha256)
         )
-        usable = live is not None and live.state in (AssetState.AVAILABLE, AssetState.IN_USE)
-        if live is None or not usable or live.damage:
-            return upload
-        await self._touch(upload.upload_id, live.asset_id)
-        await asyncio.to_thread(self._files.staging.discard, upload.staged_name)
-        return replace(upload, asset_id=live.asset_id)
+        if live is None or live.state is AssetState.REGISTERED or live.damage:
+            # What it had become may be deleted or damaged by now: then it begins anew.
+            name = upload.staged_name
+            size_bytes = await asyncio.to_thread(self._files.staging.size_bytes, name)
+            return replace(upload, asset_id="", offset_bytes=size_bytes)
+        if live.asset_id != upload.asset_id:
+            await self._touch(upload.upload_id, live.asset_id)
+        return replace(upload, asset_id=live.asset_id, offset_bytes=upload.facts.size_bytes)
 
     async def _begin(self, owner: str, facts: Facts, upload_id: str, key: str) -> Upload:
         now_ns = self._clock.now_ns()
@@ -371,13 +365,6 @@ class Intake:
                 return fresh
             if known.facts != facts or upload_id not in ("", known.upload_id):
                 raise InvalidRequest("This idempotency_key was used for another upload.")
-            made = store.read_asset(connection, known.asset_id) if known.asset_id else None
-            if made is not None and made.state is AssetState.DELETED:
-                # What it became is gone: the same upload begins anew.
-                lease_store.touch_upload(
-                    connection, known.upload_id, expires_at_ns=fresh.expires_at_ns
-                )
-                return replace(known, asset_id="")
             return known
 
         return await self._with_offset(await self._database.write(work))

@@ -195,6 +195,19 @@ async def test_an_upload_whose_asset_was_deleted_begins_anew(world: AssetWorld) 
     assert again.asset_id != asset.asset_id
 
 
+async def test_an_upload_whose_asset_was_damaged_mends_it(world: AssetWorld) -> None:
+    body = squashfs(b"mended")
+    await upload(world, body, body)
+    before = await world.intake.get_upload(ACME, "", "k")
+    await world.files.kept.remove(facts(body).sha256)
+    await world.registry.verify(ACME, before.asset_id)
+    assert (await world.intake.get_upload(ACME, "", "k")).offset_bytes == 0
+    assert await upload(world, body, body)
+    after = await world.registry.get(ACME, before.asset_id)
+    assert (after.state, after.damage) == (AssetState.AVAILABLE, "")
+    assert (await world.registry.verify(ACME, before.asset_id))[1] == ""
+
+
 async def test_bytes_that_the_owner_has_need_not_be_sent(world: AssetWorld) -> None:
     body = squashfs(b"known")
     asset = await world.asset(body)
