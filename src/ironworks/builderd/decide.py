@@ -69,9 +69,10 @@ def parse_image(text: str) -> ImageReference:
     kind = scheme[1] if scheme else ""
     rest = text[scheme.end() :] if scheme else text
     if kind == "upload":
-        if not _UPLOAD.fullmatch(rest):
+        upload, colon, name = rest.partition(":")
+        if not _UPLOAD.fullmatch(upload) or (colon and not _IMAGE_NAME.fullmatch(name)):
             raise InvalidRequest(f"{text[:80]!r} is not what an upload answers.")
-        return ImageReference(transport=Transport.UPLOAD, location=rest)
+        return ImageReference(transport=Transport.UPLOAD, location=upload, name=name)
     if kind in ("oci", "oci-archive", "docker-archive"):
         path, colon, name = rest.partition(":")
         if colon and not _IMAGE_NAME.fullmatch(name):

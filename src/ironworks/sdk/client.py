@@ -21,6 +21,8 @@ from ironworks.sdk.hosts import Hosts
 from ironworks.sdk.invoices import Invoices
 from ironworks.sdk.jobs import Jobs
 from ironworks.sdk.keys import Keys
+from ironworks.sdk.policies import Policies
+from ironworks.sdk.registries import Registries
 from ironworks.sdk.tenants import Tenants
 from ironworks.sdk.usage import Usage
 from ironworks.sdk.vms import Vms
@@ -86,6 +88,8 @@ class AsyncIronworks:
         self.jobs = Jobs(self.connection)
         self.vms = Vms(self.connection)
         self.builds = Builds(self.connection)
+        self.policies = Policies(self.connection)
+        self.registries = Registries(self.connection)
         self.assets = Assets(self.connection)
         self.usage = Usage(self.connection)
         self.invoices = Invoices(self.connection)

@@ -24,17 +24,18 @@ from ironworks.gen.ironworks.assetmanagerd.v1.asset_connect import (
     AssetService,
     AssetServiceASGIApplication,
 )
+from ironworks.gen.ironworks.billaged.v1 import samples_pb
 from ironworks.gen.ironworks.builderd.v1 import build_pb
-from ironworks.gen.ironworks.builderd.v1.build_connect import (
-    BuildService,
-    BuildServiceASGIApplication,
-)
+from ironworks.gen.ironworks.builderd.v1.build_connect import BuildServiceASGIApplication
 from ironworks.gen.ironworks.common.v1 import common_pb
 from ironworks.gen.ironworks.metald.v1 import vm_pb
-from ironworks.gen.ironworks.metald.v1.vm_connect import VmService, VmServiceASGIApplication
+from ironworks.gen.ironworks.metald.v1.host_connect import HostServiceASGIApplication
+from ironworks.gen.ironworks.metald.v1.vm_connect import VmServiceASGIApplication
 from ironworks.model.errors import FailedPrecondition, InvalidRequest, NotFound
 from ironworks.model.ids import derived_id
 from ironworks.model.units import MIB, NS_PER_SECOND
+from ironworks.testkit.fakebuilds import FakeBuilds
+from ironworks.testkit.fakevms import FakeHost, SteeredVms
 
 VM_ID, BUILD_ID, ASSET_ID = (derived_id(kind, "fake") for kind in ("vm", "bld", "ast"))
 CONSOLE = (b"Linux version 6.1\r\n", b"\x1b]0;owned\x07ready\r\n")
@@ -71,7 +72,7 @@ def _vm_network() -> vm_pb.VmNetworkSpec:
     )
 
 
-class _Vms(_Handlers, VmService):
+class _Vms(_Handlers, SteeredVms):
     async def get_vm(self, request: vm_pb.GetVmRequest, ctx: Any) -> vm_pb.Vm:
         self._api.ask("GetVm", request)
         _known(request.vm_id, VM_ID, "VM")
@@ -113,11 +114,13 @@ class _Vms(_Handlers, VmService):
             yield vm_pb.StreamConsoleResponse(data=piece)
 
 
-class _Builds(_Handlers, BuildService):
+class _Builds(FakeBuilds):
     async def get_build(
         self, request: build_pb.GetBuildRequest, ctx: Any
     ) -> build_pb.GetBuildResponse:
         self._api.ask("GetBuild", request)
+        if request.build_id in self.made:
+            return build_pb.GetBuildResponse(build=self.made[request.build_id])
         _known(request.build_id, BUILD_ID, "build")
         stage = build_pb.BuildStage(
             state=build_pb.BuildState.BUILDING,
@@ -247,6 +250,43 @@ class _Usage(_Handlers, UsageService):
         )
         return usage_pb.GetUsageResponse(rows=[row], completeness=_COMPLETENESS)
 
+    async def list_gaps(
+        self, request: usage_pb.ListGapsRequest, ctx: Any
+    ) -> usage_pb.ListGapsResponse:
+        self._api.ask("ListGaps", request)
+        gap = samples_pb.Gap(
+            vm_id="vm_a", first_seq=3, last_seq=7, reason=samples_pb.GapReason.AGENT_DOWN
+        )
+        one = usage_pb.UsageGap(gap=gap, interval=usage_pb.Interval(from_ns=1, to_ns=2))
+        return usage_pb.ListGapsResponse(gaps=[one])
+
+    async def list_adjustments(
+        self, request: usage_pb.ListAdjustmentsRequest, ctx: Any
+    ) -> usage_pb.ListAdjustmentsResponse:
+        self._api.ask("ListAdjustments", request)
+        one = usage_pb.Adjustment(vm_id="vm_a", settled_quantity="5", adjustment="2")
+        return usage_pb.ListAdjustmentsResponse(adjustments=[one])
+
+    async def stream_usage(
+        self, request: usage_pb.StreamUsageRequest, ctx: Any
+    ) -> AsyncIterator[usage_pb.StreamUsageResponse]:
+        self._api.ask("StreamUsage", request)
+        row = usage_pb.UsageRow(
+            vm_id="vm_a",
+            meter=usage_pb.Meter.VCPU_USED,
+            quantity="7000000000",
+            unit=usage_pb.Unit.VCPU_NANOSECOND,
+        )
+        for _ in range(2):
+            yield usage_pb.StreamUsageResponse(rows=[row])
+
+    async def export_usage(
+        self, request: usage_pb.ExportUsageRequest, ctx: Any
+    ) -> AsyncIterator[usage_pb.ExportUsageResponse]:
+        self._api.ask("ExportUsage", request)
+        for chunk in (b"from,to\r\n", b"1,2\r\n"):
+            yield usage_pb.ExportUsageResponse(chunk=chunk)
+
     async def get_completeness(
         self, request: usage_pb.GetCompletenessRequest, ctx: Any
     ) -> usage_pb.GetCompletenessResponse:
@@ -299,6 +339,7 @@ class _Invoices(_Handlers, InvoiceService):
 
 NOUNS = (
     (VmServiceASGIApplication, _Vms),
+    (HostServiceASGIApplication, FakeHost),
     (BuildServiceASGIApplication, _Builds),
     (AssetServiceASGIApplication, _Assets),
     (UsageServiceASGIApplication, _Usage),

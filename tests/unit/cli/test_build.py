@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ironworks.gen.ironworks.builderd.v1 import build_pb
+from ironworks.testkit.fakebuilds import FAILING_IMAGE, MADE_ID
 from ironworks.testkit.fakenouns import ASSET_ID, BUILD_ID, LOG_LINES
 
 if TYPE_CHECKING:
@@ -33,3 +36,40 @@ async def test_logs(iron: Iron) -> None:
     as_json = await iron("build", "logs", BUILD_ID, "--json")
     texts = [json.loads(line)["text"] for line in as_json.out.splitlines()]
     assert texts == list(LOG_LINES)
+
+
+async def test_build_waits_for_the_end_and_says_it(iron: Iron) -> None:
+    done = await iron("build", "docker.io/library/app", "--label", "team=web", "--format", "ext4")
+    assert MADE_ID in done.out
+    assert "completed" in done.out
+    assert LOG_LINES[0] in done.err
+    request = iron.api.asked["CreateBuild"][-1]
+    assert isinstance(request, build_pb.CreateBuildRequest)
+    assert dict(request.labels) == {"team": "web"}
+    as_json = await iron("build", "docker.io/library/app", "--detach", "--json")
+    assert as_json.json["build_id"] == MADE_ID
+
+
+async def test_a_failed_build_is_an_error(iron: Iron) -> None:
+    failed = await iron("build", FAILING_IMAGE, status=66)
+    assert "There is no image" in failed.err
+
+
+async def test_an_image_on_this_machine_is_uploaded(iron: Iron, tmp_path: Path) -> None:
+    iron.patch.chdir(tmp_path)
+    (tmp_path / "app.tar").write_bytes(b"x" * 2000)
+    for written in ("./app.tar", "docker-archive:app.tar", str(tmp_path / "app.tar")):
+        await iron("build", written)
+        request = iron.api.asked["CreateBuild"][-1]
+        assert isinstance(request, build_pb.CreateBuildRequest)
+        assert request.image.startswith("upload:upl_")
+    await iron("build", "./none.tar", status=66)
+
+
+async def test_cancel_delete_and_figures(iron: Iron) -> None:
+    assert "cancelled" in (await iron("build", "cancel", BUILD_ID)).out
+    assert BUILD_ID in (await iron("build", "delete", BUILD_ID)).out
+    assert "7, and 3 built before" in (await iron("build", "stats")).out
+    assert "1 of 2" in (await iron("build", "quota")).out
+    assert "no packages" in (await iron("build", "packages", BUILD_ID)).err
+    assert (await iron("build", "packages", BUILD_ID, "--json")).json["packages"] == []

@@ -21,6 +21,8 @@ from ironworks.sdk.sync.hosts import Hosts
 from ironworks.sdk.sync.invoices import Invoices
 from ironworks.sdk.sync.jobs import Jobs
 from ironworks.sdk.sync.keys import Keys
+from ironworks.sdk.sync.policies import Policies
+from ironworks.sdk.sync.registries import Registries
 from ironworks.sdk.sync.tenants import Tenants
 from ironworks.sdk.sync.usage import Usage
 from ironworks.sdk.sync.vms import Vms
@@ -67,6 +69,8 @@ class Ironworks:
         self.jobs = Jobs(self._inner.jobs, self._portal)
         self.vms = Vms(self._inner.vms, self._portal)
         self.builds = Builds(self._inner.builds, self._portal)
+        self.policies = Policies(self._inner.policies, self._portal)
+        self.registries = Registries(self._inner.registries, self._portal)
         self.assets = Assets(self._inner.assets, self._portal)
         self.usage = Usage(self._inner.usage, self._portal)
         self.invoices = Invoices(self._inner.invoices, self._portal)

@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ironworks.cli.images import here
+from ironworks.model.errors import NotFound
+
+
+def test_what_is_on_this_machine_and_what_is_not(tmp_path: Path) -> None:
+    (tmp_path / "app").mkdir()
+    assert here("./app", tmp_path) == (tmp_path / "app", "")
+    assert here("oci:app:v1", tmp_path) == (tmp_path / "app", "v1")
+    assert here(str(tmp_path / "app"), Path("/")) == (tmp_path / "app", "")
+    for elsewhere in ("app", "ghcr.io/app:1", "oci:/srv/app", "/srv/none", "upload:upl_1"):
+        assert here(elsewhere, tmp_path) is None
+    for missing in ("./none", "oci-archive:none.tar", "../none"):
+        with pytest.raises(NotFound, match="on this machine"):
+            here(missing, tmp_path)
