@@ -29,6 +29,7 @@ def jail_argv(
     files: Mapping[str, Path],
     devices: Mapping[str, Path] | None = None,
     status_descriptor: int | None = None,
+    seccomp_descriptor: int | None = None,
     root: Path = Path("/"),
 ) -> list[str]:
     """Command line of `program` in a jail. It must be run as root, in the VM's network namespace.
@@ -41,6 +42,7 @@ def jail_argv(
         devices: Path in the jail → device node of the host that `uid` may open.
         status_descriptor: Where bubblewrap writes the child's pid, and at the end its exit code,
             as lines of JSON.
+        seccomp_descriptor: Where bubblewrap reads `seccomp.jail_filter`.
         root: The host's root; another one in tests.
     """
     argv = [
@@ -67,6 +69,8 @@ def jail_argv(
     argv += ["--remount-ro", "/", "--chdir", "/"]
     if status_descriptor is not None:
         argv += ["--json-status-fd", str(status_descriptor)]
+    if seccomp_descriptor is not None:
+        argv += ["--seccomp", str(seccomp_descriptor)]
     return [*argv, "--", *_as_user(uid, gid), "--", *program]
 
 
