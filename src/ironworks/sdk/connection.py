@@ -142,6 +142,8 @@ class Connection:
             self._clients[kind] = kind(
                 self.configuration.url,
                 read_max_bytes=MAX_MESSAGE_BYTES,
+                # Requests are small, or bytes of assets, which are compressed already.
+                send_compression=None,
                 http_client=await self.http(),
             )
         return cast("_C", self._clients[kind])
