@@ -223,7 +223,10 @@ def read_asset(connection: Connection, asset_id: str) -> Asset | None:
 
 def read_assets(connection: Connection, asset_ids: Sequence[str]) -> dict[str, Asset]:
     """Those of the records that exist, by id."""
-    rows = connection.execute(_BY_IDS, {"wanted": list(asset_ids)})
+    if len(asset_ids) == 1:
+        rows = connection.execute(_BY_ID, {"wanted": asset_ids[0]})
+    else:
+        rows = connection.execute(_BY_IDS, {"wanted": list(asset_ids)})
     return {row.asset_id: _asset(row) for row in rows}
 
 

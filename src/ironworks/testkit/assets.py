@@ -71,12 +71,17 @@ class AssetWorld:
         return name
 
     async def asset(
-        self, body: bytes | None = None, who: Who = ACME, *, platform: bool = False
+        self,
+        body: bytes | None = None,
+        who: Who = ACME,
+        *,
+        platform: bool = False,
+        name: str = "staged",
     ) -> Asset:
         """A validated asset."""
         body = squashfs() if body is None else body
         claim = replace(facts(body), platform=platform)
-        asset, _ = await self.intake.register(who, claim, self.stage(body), "")
+        asset, _ = await self.intake.register(who, claim, self.stage(body, name), "")
         return asset
 
     def kept_file(self, sha256: str) -> Path:

@@ -1,4 +1,4 @@
-"""Whatever is done in whatever order, by several at once, registry, leases and bytes agree."""
+"""Whatever is done in whatever order, registry, leases and bytes agree; `test_model`: at once."""
 
 from __future__ import annotations
 
@@ -137,28 +137,7 @@ async def one_after_another(steps: list[tuple[str, int, int]]) -> None:
                 await check(world)
 
 
-async def at_once(batches: list[list[tuple[str, int, int]]]) -> None:
-    with tempfile.TemporaryDirectory() as directory:
-        async with asset_world(Path(directory)) as world:
-            run = Run(world)
-            await run.register(0, 1)
-            for batch in batches:
-                names = [step for step in batch if step[0] not in ("register", "wait")]
-                await asyncio.gather(*(run.step(*step) for step in names))
-                await world.registry.remove_doomed()
-                await check(world)
-                for step in batch:
-                    if step[0] in ("register", "wait"):
-                        await run.step(*step)
-
-
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(steps=st.lists(STEP, min_size=10, max_size=60))
 def test_one_after_another(steps: list[tuple[str, int, int]]) -> None:
     asyncio.run(one_after_another(steps))
-
-
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(batches=st.lists(st.lists(STEP, min_size=2, max_size=8), min_size=3, max_size=10))
-def test_at_once(batches: list[list[tuple[str, int, int]]]) -> None:
-    asyncio.run(at_once(batches))

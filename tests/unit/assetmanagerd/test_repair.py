@@ -35,9 +35,7 @@ async def world(tmp_path: Path, database_url: str) -> AsyncIterator[AssetWorld]:
 
 def told(findings: Findings) -> list[tuple[Fault, str]]:
     """What was found, without files that were replaced by newer ones of the same bytes."""
-    return [
-        (one.fault, one.name) for one in findings.findings if one.fault is not Fault.LEFTOVER
-    ]
+    return [(one.fault, one.name) for one in findings.findings if one.fault is not Fault.LEFTOVER]
 
 
 def object_file(world: AssetWorld, sha256: str) -> Path:
