@@ -34,8 +34,8 @@ _SAMPLES = f"""{_NAMES}, boot_epoch Int64 CODEC(Delta, ZSTD(1)),
     offset_us Int32 CODEC(T64, ZSTD(1)),
     memory_bytes UInt64 CODEC(Delta, ZSTD(1)), {_CUMULATIVE_DDL},
     absent_mask UInt8 CODEC(ZSTD(1)), vcpus UInt16 CODEC(ZSTD(1)),
-    memory_limit_bytes UInt64 CODEC(ZSTD(1)),
-    disk_limit_bytes UInt64 CODEC(ZSTD(1))"""
+    memory_limit_bytes UInt64 CODEC(Delta, ZSTD(1)),
+    disk_limit_bytes UInt64 CODEC(Delta, ZSTD(1))"""
 _WINDOWS = f"""{_NAMES}, deployment_id LowCardinality(String), window_id String,
     {", ".join(f"{name} Int64 CODEC(Delta, ZSTD(1))" for name in SUMMARY_NUMBERS)},
     memory_first_us Nullable(Int64), memory_last_us Nullable(Int64),

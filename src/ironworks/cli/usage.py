@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterable
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, TypedDict
 
 from cyclopts import Parameter
 
@@ -12,12 +16,47 @@ from ironworks.cli.output import when
 from ironworks.cli.tenant import tenant_id_of
 from ironworks.cli.times import interval
 from ironworks.gen.ironworks.aggregatord.v1 import usage_pb
+from ironworks.model.errors import InvalidRequest
 from ironworks.runtime.clock import SystemClock
+from ironworks.sdk import AsyncIronworks
 
-StepName = Literal["whole", "minute", "hour", "day"]
+StepName = Literal["whole", "minute", "five-minutes", "hour", "day"]
+_FORMATS = {".csv": usage_pb.ExportFormat.CSV, ".parquet": usage_pb.ExportFormat.PARQUET}
 
 
-async def command(
+class _Whose(TypedDict):
+    tenant_id: str
+    vm_ids: tuple[str, ...]
+    deployment_id: str
+
+
+class _When(TypedDict):
+    from_ns: int
+    to_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """What the command line asks for."""
+
+    whose: _Whose
+    when: _When
+    step: usage_pb.Step
+    by_vm: bool
+    meters: tuple[usage_pb.Meter, ...]
+
+
+def _meters(names: Iterable[str]) -> tuple[usage_pb.Meter, ...]:
+    try:
+        return tuple(usage_pb.Meter[name.upper().replace("-", "_")] for name in names)
+    except KeyError as error:
+        known = [one.name.lower().replace("_", "-") for one in usage_pb.Meter if one]
+        raise InvalidRequest(
+            f"There is no meter {error.args[0].lower()}.", hint=f"Meters: {', '.join(known)}."
+        ) from None
+
+
+async def command(  # noqa: PLR0913 - the options of the command
     *,
     begin: Annotated[str, Parameter(name="--from")] = "",
     end: Annotated[str, Parameter(name="--to")] = "now",
@@ -25,7 +64,11 @@ async def command(
     by_vm: bool = False,
     vm: tuple[str, ...] = (),
     deployment: str = "",
+    meter: tuple[str, ...] = (),
     tenant: str = "",
+    gaps: bool = False,
+    live: bool = False,
+    export: Path | None = None,
     options: Options = DEFAULTS,
 ) -> None:
     """What was used, and how complete that knowledge is.
@@ -38,37 +81,107 @@ async def command(
         by_vm: A row for each VM.
         vm: Only this VM; may be given more than once.
         deployment: Only VMs of this deployment, `dep_…`.
+        meter: Only this meter, for example network-out-p95; may be given more than once.
         tenant: For operators: id or name of the tenant.
+        gaps: Samples that are missing, and why, instead of what was used.
+        live: What is used now, as it comes in, until Ctrl-C; times and steps are left out.
+        export: Write the rows to this file, .csv or .parquet.
     """
     from_ns, to_ns = interval(begin, end, SystemClock().now_ns())
-    wanted = usage_pb.Step["UNSPECIFIED" if step == "whole" else step.upper()]
+    name = "UNSPECIFIED" if step == "whole" else step.upper().replace("-", "_")
     async with options.client() as client:
-        answer = await client.usage.get(
-            from_ns=from_ns,
-            to_ns=to_ns,
-            step=wanted,
-            by_vm=by_vm,
-            tenant_id=await tenant_id_of(client, tenant),
-            vm_ids=vm,
-            deployment_id=deployment,
+        whose = _Whose(
+            tenant_id=await tenant_id_of(client, tenant), vm_ids=vm, deployment_id=deployment
         )
+        asked = _Asked(
+            whose=whose,
+            when=_When(from_ns=from_ns, to_ns=to_ns),
+            step=usage_pb.Step[name],
+            by_vm=by_vm,
+            meters=_meters(meter),
+        )
+        if gaps:
+            await _gaps(client, asked, options)
+        elif live:
+            await _live(client, asked, options)
+        elif export is not None:
+            await _export(client, asked, export, options)
+        else:
+            await _show(client, asked, options)
+
+
+async def _show(client: AsyncIronworks, asked: _Asked, options: Options) -> None:
+    answer = await client.usage.get(
+        **asked.whose, **asked.when, step=asked.step, by_vm=asked.by_vm, meters=asked.meters
+    )
     out = options.output()
     if options.json:
         out.line(answer)
         return
-    out.table(
-        ("FROM", "VM", "METER", "QUANTITY"),
-        [
-            (
-                when((row.interval or usage_pb.Interval()).from_ns),
-                row.vm_id or "all",
-                meter_name(row.meter),
-                people_quantity(row.quantity, row.unit),
-            )
-            for row in answer.rows
-        ],
-    )
+    out.table(("FROM", "VM", "METER", "QUANTITY"), [_cells(row) for row in answer.rows])
     out.say(completeness_sentence(answer.completeness or usage_pb.Completeness()))
+
+
+def _cells(row: usage_pb.UsageRow) -> tuple[str, str, str, str]:
+    return (
+        when((row.interval or usage_pb.Interval()).from_ns),
+        row.vm_id or "all",
+        meter_name(row.meter),
+        people_quantity(row.quantity, row.unit),
+    )
+
+
+async def _gaps(client: AsyncIronworks, asked: _Asked, options: Options) -> None:
+    out = options.output()
+    rows: list[tuple[str, str, str, str]] = []
+    token = ""
+    while True:
+        answer = await client.usage.gaps(**asked.whose, **asked.when, page_token=token)
+        for one in answer.gaps:
+            gap, span = one.gap, one.interval or usage_pb.Interval()
+            if options.json:
+                out.line(one)
+            elif gap is not None:
+                missing = gap.last_seq - gap.first_seq + 1
+                reason = gap.reason.name.lower().replace("_", " ")
+                rows.append((when(span.from_ns), gap.vm_id, str(missing), reason))
+        token = answer.page.next_page_token if answer.page else ""
+        if not token:
+            break
+    if not options.json:
+        out.table(("FROM", "VM", "SAMPLES", "WHY"), rows)
+
+
+async def _live(client: AsyncIronworks, asked: _Asked, options: Options) -> None:
+    out = options.output()
+    async with aclosing(client.usage.watch(**asked.whose, meters=asked.meters)) as rows:
+        async for row in rows:
+            if options.json:
+                out.line(row)
+            else:
+                out.plain("  ".join(_cells(row)))
+
+
+async def _export(client: AsyncIronworks, asked: _Asked, path: Path, options: Options) -> None:
+    if path.suffix not in _FORMATS:
+        raise InvalidRequest("The file's name must end in .csv or .parquet.")
+    chunks = client.usage.export(
+        **asked.whose,
+        **asked.when,
+        step=asked.step,
+        by_vm=asked.by_vm,
+        meters=asked.meters,
+        file_format=_FORMATS[path.suffix],
+    )
+    # A file that broke off must not look whole.
+    beside = path.with_name(f".{path.name}.part")
+    size_bytes = 0
+    async with aclosing(chunks):
+        with beside.open("wb") as file:
+            async for chunk in chunks:
+                size_bytes += file.write(chunk)
+    beside.replace(path)
+    options.output().say(f"{path}: {size_bytes:,} bytes.")
 
 
 def completeness_sentence(completeness: usage_pb.Completeness) -> str:

@@ -9,6 +9,8 @@ from ironworks.gen.ironworks.aggregatord.v1 import usage_pb
 from ironworks.model.units import NS_PER_DAY
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from conftest import Iron
 
 
@@ -45,6 +47,36 @@ async def test_a_tenant_by_name_for_operators(iron: Iron) -> None:
     assert isinstance(request, usage_pb.GetUsageRequest)
     assert request.filter is not None
     assert request.filter.tenant_id == iron.api.tenants["acme"].tenant_id
+
+
+async def test_gaps_are_listed_with_their_reasons(iron: Iron) -> None:
+    done = await iron("usage", "--from", "1d", "--gaps")
+    assert "agent down" in done.out
+    assert (await iron("usage", "--gaps", "--json")).json["gap"]["vm_id"] == "vm_a"
+
+
+async def test_what_is_used_now_is_shown_as_it_comes(iron: Iron) -> None:
+    done = await iron("usage", "--live", "--meter", "vcpu-used")
+    assert done.out.count("7.000 vCPU s") == 2
+    request = iron.api.asked["StreamUsage"][-1]
+    assert isinstance(request, usage_pb.StreamUsageRequest)
+    assert request.filter is not None
+    assert request.filter.meters == [usage_pb.Meter.VCPU_USED]
+
+
+async def test_an_export_is_a_file(iron: Iron, tmp_path: Path) -> None:
+    file = tmp_path / "usage.csv"
+    done = await iron("usage", "--from", "1d", "--export", str(file))
+    assert file.read_bytes() == b"from,to\r\n1,2\r\n"
+    assert "14 bytes" in done.err
+    assert [one.name for one in tmp_path.iterdir() if one.name.endswith(".part")] == []
+    refused = await iron("usage", "--export", str(tmp_path / "usage.xls"), status=65)
+    assert ".parquet" in refused.err
+
+
+async def test_a_meter_that_is_none(iron: Iron) -> None:
+    done = await iron("usage", "--meter", "coffee", status=65)
+    assert "network-out-p95" in done.err
 
 
 def test_quarantine_is_told() -> None:

@@ -1,0 +1,255 @@
+"""Any stream of windows, however it is delivered, ends in the same rows; and all sums agree.
+
+A stream is cut into windows once and delivered in order, one window a batch. Then it is shuffled,
+repeated, split over batches, delayed and sent again with restarts in between: raw rows, rollups,
+gaps and the windows' own growth must be the same, row by row. Σ deltas of raw samples = Σ windows =
+Σ five-minute rates = Σ hours = Σ days, per VM and meter, exactly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ironworks.aggregatord.types import CUMULATIVE, DAY_NS, READINGS, Interval, UsageFilter
+from ironworks.gen.ironworks.aggregatord.v1 import batch_pb
+from ironworks.gen.ironworks.billaged.v1.samples_pb import GapReason
+from ironworks.model.units import MIB, NS_PER_SECOND
+from ironworks.testkit.aggregator import Aggregator, aggregator
+from ironworks.testkit.metering import EPOCH_AT_NS, TICK_NS, window
+
+MIDNIGHT_NS = EPOCH_AT_NS // DAY_NS * DAY_NS
+MINUTE_TICKS = 600
+MINE = UsageFilter(tenant_id="tnt_a")
+METERS = {
+    "cpu_ns": 2,
+    "disk_read_bytes": 5,
+    "disk_write_bytes": 6,
+    "network_receive_bytes": 8,
+    "network_transmit_bytes": 9,
+}
+
+
+_T = TypeVar("_T")
+
+
+class Chance:
+    """Repeatable chance."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = np.random.default_rng(seed)
+
+    def number(self, low: int, high: int) -> int:
+        """From `low` to `high`, both included."""
+        return int(self._random.integers(low, high + 1))
+
+    def happens(self, share: float) -> bool:
+        """So often."""
+        return bool(self._random.random() < share)
+
+    def some(self, of: Sequence[_T], count: int) -> list[_T]:
+        """Some different ones, in order."""
+        return [of[index] for index in sorted(self._random.permutation(len(of))[:count])]
+
+    def one(self, of: Sequence[_T]) -> _T:
+        """Any one."""
+        return of[self.number(0, len(of) - 1)]
+
+
+class Vm:
+    """A VM whose every minute is a window of a few samples, with all that may lack in it."""
+
+    def __init__(self, vm_id: str, chance: Chance) -> None:
+        self.vm_id = vm_id
+        self._chance = chance
+        self._seq = 0
+        self._covered = -1
+        self._last = dict.fromkeys(CUMULATIVE, 0)
+        self.mask = chance.one([0, 0, 0b001100])
+        """Some VMs have no disk."""
+
+    def minute(self, number: int) -> batch_pb.Window:
+        """The window of a minute."""
+        chance = self._chance
+        first = number * MINUTE_TICKS
+        seq = chance.some(range(first, first + MINUTE_TICKS), chance.number(1, 4))
+        values: dict[str, list[int]] = {name: [] for name in READINGS}
+        masks: list[int] = []
+        for _ in seq:
+            for name in CUMULATIVE:
+                self._last[name] += chance.number(0, 1000)
+                values[name].append(self._last[name])
+            values["memory_bytes"].append(chance.number(0, 200) * MIB)
+            masks.append(self.mask | (1 << chance.number(0, 5) if chance.happens(0.2) else 0))
+        gaps: list[tuple[int, int, GapReason]] = []
+        expected = self._covered + 1
+        for one in seq:
+            if one > expected:
+                gaps.append((expected, one - 1, chance.one(list(GapReason)[1:6])))
+            expected = one + 1
+        self._covered = seq[-1]
+        return window(
+            seq,
+            vm_id=self.vm_id,
+            start_at_ns=MIDNIGHT_NS,
+            values=values,
+            absent_mask=masks,
+            gaps=gaps,
+            offset_us=[chance.number(0, 90_000) for _ in seq],
+        )
+
+
+def stream(seed: int, minutes: Sequence[int], vms: int = 2) -> list[batch_pb.Window]:
+    """All windows of some minutes, in the order of time."""
+    chance = Chance(seed)
+    made = [Vm(f"vm_{number}", chance) for number in range(vms)]
+    return [vm.minute(minute) for minute in minutes for vm in made]
+
+
+async def rows_of(made: Aggregator) -> list[Any]:
+    """Every row that was stored or computed."""
+    await made.rollup.catch_up()
+    queries = [
+        "SELECT * FROM raw_samples FINAL ORDER BY vm_id, boot_epoch, seq",
+        "SELECT * EXCEPT version FROM windows FINAL ORDER BY vm_id, boot_epoch, first_seq",
+        "SELECT * FROM gaps FINAL ORDER BY vm_id, boot_epoch, first_seq",
+        *[
+            f"SELECT * EXCEPT version FROM {table} FINAL ORDER BY ALL"  # noqa: S608
+            for table in ("five_minute_rates", "hourly_usage", "daily_usage", "billing_records")
+        ],
+    ]
+    everything = Interval(from_ns=MIDNIGHT_NS, to_ns=MIDNIGHT_NS + DAY_NS)
+    return [
+        *[await made.engine.rows(query) for query in queries],
+        await made.usage.completeness(MINE, everything),
+        await made.usage.gaps(MINE, everything, 10_000, ("", 0, 0)),
+    ]
+
+
+async def conserved(made: Aggregator) -> dict[tuple[str, int], int]:
+    """Growth of the counters, which raw samples and every kind of rollup agree on."""
+    await made.rollup.catch_up()
+    raw: dict[tuple[str, int], int] = {}
+    for name, meter in METERS.items():
+        bit = 1 << READINGS.index(name)
+        seen = f"bitAnd(absent_mask, {bit}) = 0"
+        for vm_id, grown in await made.engine.rows(
+            "SELECT vm_id, sum(toInt128(value) - before) FROM (SELECT vm_id,"  # noqa: S608
+            f" toInt128({name}) AS value, lagInFrame(toInt128({name}), 1, toInt128({name})) OVER"
+            " (PARTITION BY vm_id, boot_epoch ORDER BY seq ROWS BETWEEN UNBOUNDED PRECEDING AND"
+            f" CURRENT ROW) AS before FROM raw_samples FINAL WHERE {seen}) GROUP BY vm_id"
+        ):
+            raw[vm_id, meter] = int(grown)
+    sums = {
+        "windows": " UNION ALL ".join(
+            f"SELECT vm_id, {meter}, sum(toInt128(grown_{name})) FROM windows FINAL GROUP BY vm_id"  # noqa: S608
+            for name, meter in METERS.items()
+        )
+    }
+    for table in ("hourly_usage", "daily_usage", "billing_records"):
+        sums[table] = f"SELECT vm_id, meter, sum(quantity) FROM {table} FINAL GROUP BY vm_id, meter"  # noqa: S608
+    for table, query in sums.items():
+        rows = {(row[0], row[1]): int(row[2]) for row in await made.engine.rows(query)}
+        for key, quantity in raw.items():
+            if table != "billing_records" or key in rows:
+                assert rows.get(key, 0) == quantity, (table, key)
+    for vm_id, received, sent in await made.engine.rows(
+        "SELECT vm_id, sum(receive_bytes), sum(transmit_bytes) FROM five_minute_rates FINAL"
+        " GROUP BY vm_id"
+    ):
+        assert (received, sent) == (raw.get((vm_id, 8), 0), raw.get((vm_id, 9), 0))
+    return raw
+
+
+async def delivered(
+    windows: Sequence[batch_pb.Window], batches: Sequence[Sequence[int]], restarts: int = 0
+) -> list[Any]:
+    """The rows after some batches of windows, by position, and restarts in between."""
+    with tempfile.TemporaryDirectory() as directory:
+        done = 0
+        part = len(batches) // (restarts + 1) + 1
+        for life in range(restarts + 1):
+            async with aggregator(Path(directory)) as made:
+                await made.clock.advance((MIDNIGHT_NS + DAY_NS - EPOCH_AT_NS) / NS_PER_SECOND)
+                for batch in batches[done : done + part]:
+                    chosen = [windows[index] for index in batch]
+                    outcome = await made.submit(chosen, f"bat_{done}")
+                    assert not outcome.refused, outcome.refused
+                    done += 1
+                    if done % 3 == 0:
+                        await made.rollup.catch_up()
+                if life == restarts:
+                    await conserved(made)
+                    return await rows_of(made)
+    raise AssertionError
+
+
+@settings(max_examples=3)
+@given(st.integers(0, 2**32), st.data())
+def test_however_windows_are_delivered_the_rows_are_the_same(
+    seed: int, data: st.DataObject
+) -> None:
+    minutes = sorted(data.draw(st.sets(st.integers(0, 130), min_size=2, max_size=6)))
+    windows = stream(seed, minutes)
+    expected = asyncio.run(delivered(windows, [[index] for index in range(len(windows))]))
+    order = data.draw(st.permutations(range(len(windows))))
+    again = data.draw(st.lists(st.sampled_from(order), max_size=4, unique=True))
+    batches: list[list[int]] = []
+    rest = list(order)
+    while rest:
+        size = data.draw(st.integers(1, len(rest)))
+        batches.append(rest[:size])
+        rest = rest[size:]
+    batches.append(again)
+    restarts = data.draw(st.integers(0, 1))
+    assert asyncio.run(delivered(windows, batches, restarts)) == expected
+
+
+def test_nothing_is_lost_or_doubled_over_a_month_of_restarts(thorough: bool) -> None:
+    asyncio.run(_lives(parts=30 * 4 if thorough else 3, vms=3 if thorough else 2))
+
+
+async def _lives(parts: int, vms: int) -> None:
+    """Every six hours all ends and begins anew; windows come again or late; then all sums agree."""
+    chance = Chance(parts)
+    made_of = [Vm(f"vm_{number}", chance) for number in range(vms)]
+    held: list[batch_pb.Window] = []
+    sent = 0
+    quarter = 360
+    with tempfile.TemporaryDirectory() as directory:
+        for part in range(parts):
+            async with aggregator(Path(directory)) as made:
+                begun = part * quarter
+                until_ns = MIDNIGHT_NS + (begun + quarter) * 60 * NS_PER_SECOND
+                await made.clock.advance((until_ns - EPOCH_AT_NS) / NS_PER_SECOND)
+                fresh = [
+                    vm.minute(minute) for minute in range(begun, begun + quarter) for vm in made_of
+                ]
+                late = [one for one in fresh if chance.happens(0.01)]
+                ids = {one.window_id for one in late}
+                now = [one for one in fresh if one.window_id not in ids] + held
+                held = late
+                for start in range(0, len(now), 120):
+                    batch = now[start : start + 120]
+                    sent += 1
+                    assert not (await made.submit(batch, f"bat_{sent}")).refused
+                    if chance.happens(0.1):
+                        again = await made.submit(chance.some(batch, 5), f"bat_again_{sent}")
+                        assert again.windows_duplicate == 5
+                if part % 4 == 3:
+                    await made.rollup.catch_up()
+                if part == parts - 1:
+                    sent += 1
+                    assert not held or not (await made.submit(held, f"bat_{sent}")).refused
+                    raw = await conserved(made)
+                    assert len(raw) == vms * len(METERS) - sum(2 for vm in made_of if vm.mask)
+
+
+assert TICK_NS * MINUTE_TICKS == 60 * NS_PER_SECOND
