@@ -32,9 +32,11 @@ _MANIFESTS = frozenset(
     }
 )
 _LAYER = re.compile(
-    r"application/vnd\.oci\.image\.layer(\.nondistributable)?\.v1\.tar(\+gzip|\+zstd)?"
-    r"|application/vnd\.docker\.image\.rootfs(\.foreign)?\.diff\.tar(\.gzip|\.zstd)?"
+    r"application/vnd\.oci\.image\.layer\.v1\.tar(\+gzip|\+zstd)?"
+    r"|application/vnd\.docker\.image\.rootfs\.diff\.tar(\.gzip|\.zstd)?"
 )
+_FOREIGN = re.compile(r"application/vnd\..*(\.nondistributable\.|\.foreign\.).*")
+_COMPRESSED = re.compile(r"application/vnd\..*\.tar[+.]([a-z0-9]{1,20})")
 REF_NAME = "org.opencontainers.image.ref.name"
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
@@ -178,14 +180,30 @@ def read_manifest(data: bytes, *, max_layers: int, max_packed_bytes: int) -> Man
         for layer in _objects(document.get("layers"), "layers", max(max_layers, 1))
     )
     for layer in layers:
-        if not _LAYER.fullmatch(layer.media_type):
-            raise InvalidRequest(
-                f"The image has a layer of the unknown type {layer.media_type[:100]!r}.",
-                hint="It may not be a container image.",
-            )
+        _check_layer_type(layer.media_type)
     if sum(layer.size_bytes for layer in layers) > max_packed_bytes:
         raise InvalidRequest(f"The image's layers are larger than {max_packed_bytes} bytes.")
     return Manifest(config=read_descriptor(document.get("config")), layers=layers)
+
+
+def _check_layer_type(media_type: str) -> None:
+    if _LAYER.fullmatch(media_type):
+        return
+    if _FOREIGN.fullmatch(media_type):
+        raise InvalidRequest(
+            "The image has a layer that may not be distributed: registries do not hold it.",
+            hint="Build the image on a base that registries hold.",
+        )
+    compressed = _COMPRESSED.fullmatch(media_type)
+    if compressed:
+        raise InvalidRequest(
+            f"The image has a layer that is packed as {compressed[1]!r}, which is not read here.",
+            hint="Use gzip, zstd or no compression, and no encryption.",
+        )
+    raise InvalidRequest(
+        f"The image has a layer of the unknown type {media_type[:100]!r}.",
+        hint="It may not be a container image.",
+    )
 
 
 def read_config(data: bytes, layer_count: int) -> tuple[ImageConfig, tuple[str, ...]]:
