@@ -23,7 +23,7 @@ from ironworks.testkit import images
 from ironworks.testkit.builds import BuildWorld, build_world
 from ironworks.testkit.images import File, hard_link, opaque, symlink
 
-LIMITS = {
+LIMITS: dict[str, Any] = {
     "max_unpacked_bytes": 8_000_000,
     "max_packed_bytes": 8_000_000,
     "max_image_files": 2000,
@@ -91,7 +91,7 @@ class Forge:
             inner = self.indexed({**inner, **platform})
         self.tagged(inner)
 
-    def replaced(self, what: Callable[[Path], None]) -> None:
+    def replaced(self, what: Callable[[Path], object]) -> None:
         """An honest image whose layer's file is something else."""
         layer = self.stored(TAR)
         self.tagged(self.manifest(self.config([TAR]), [layer]))
@@ -187,7 +187,7 @@ HOSTILE: dict[str, tuple[Callable[[Forge], None], str]] = {
         "cannot be read",
     ),
     "layer of other bytes": (
-        lambda it: it.replaced(lambda path: path.write_bytes(b"x" * len(TAR)) and None),
+        lambda it: it.replaced(lambda path: path.write_bytes(b"x" * len(TAR))),
         "what the manifest says",
     ),
     "layer that is a link": (
