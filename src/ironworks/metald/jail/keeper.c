@@ -9,11 +9,12 @@
  *
  *   keeper --cgroup FILE … --netns FILE --tap NAME --uid N --gid N
  *          --console FILE --console-bytes N --errors FILE --errors-bytes N
- *          -- PROGRAM ARGUMENT …
+ *          [--orphans 1] -- PROGRAM ARGUMENT …
  *
  * The program's standard input is /dev/null, its output goes to the console's
  * log, its errors to the other, and the tap is at descriptor TAP_FD. Whatever
- * else is inherited is handed on as it is.
+ * else is inherited is handed on as it is. With --orphans the program may leave a
+ * child behind, as Firecracker's jailer does: that one is kept, and its status told.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -61,6 +62,7 @@ struct options {
 	unsigned long console_bytes;
 	const char *errors;
 	unsigned long errors_bytes;
+	unsigned long orphans;
 	char **program;
 };
 
@@ -115,6 +117,8 @@ static void parse(char **words, struct options *options)
 			options->errors = value;
 		} else if (strcmp(*words, "--errors-bytes") == 0) {
 			options->errors_bytes = number(value);
+		} else if (strcmp(*words, "--orphans") == 0) {
+			options->orphans = number(value);
 		} else {
 			die("keeper: %s is not known", *words);
 		}
@@ -223,7 +227,15 @@ static int pump(struct log *log)
 
 static pid_t start(const struct options *options, int out, int err)
 {
-	struct rlimit no_core = {0, 0}, files = {1024, 1024};
+	/* Hard limits too: without privileges nobody raises them again. */
+	static const struct {
+		int resource;
+		rlim_t most;
+	} limits[] = {
+		{RLIMIT_CORE, 0},     {RLIMIT_NOFILE, 1024}, {RLIMIT_MSGQUEUE, 0},
+		{RLIMIT_RTPRIO, 0},   {RLIMIT_NICE, 0},	     {RLIMIT_MEMLOCK, 64 << 20},
+		{RLIMIT_NPROC, 4096},
+	};
 	pid_t pid = fork();
 
 	if (pid != 0)
@@ -231,8 +243,17 @@ static pid_t start(const struct options *options, int out, int err)
 	if (dup2(out, STDOUT_FILENO) < 0 || dup2(err, STDERR_FILENO) < 0)
 		_exit(125);
 	signal(SIGPIPE, SIG_DFL);
-	setrlimit(RLIMIT_CORE, &no_core);
-	setrlimit(RLIMIT_NOFILE, &files);
+	for (size_t i = 0; i < sizeof(limits) / sizeof(*limits); i++) {
+		struct rlimit limit;
+
+		/* Only ever lowered: a host may have given us less, and not the right to raise it. */
+		if (getrlimit((int)limits[i].resource, &limit) < 0 || limit.rlim_max > limits[i].most)
+			limit.rlim_max = limits[i].most;
+		limit.rlim_cur = limit.rlim_max;
+		if (setrlimit((int)limits[i].resource, &limit) < 0)
+			die("keeper: the limit %d cannot be set: %s", limits[i].resource,
+			    strerror(errno));
+	}
 	execv(options->program[0], options->program);
 	die("%s cannot be started: %s.", options->program[0], strerror(errno));
 }
@@ -287,6 +308,8 @@ int main(int count, char **words)
 		join_netns(options.netns);
 	if (options.tap)
 		open_tap(options.tap);
+	if (options.orphans && prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) < 0)
+		die("keeper: orphans cannot be kept: %s", strerror(errno));
 	open_log(&logs[0], options.console, options.console_bytes, &out);
 	open_log(&logs[1], options.errors, options.errors_bytes, &err);
 	pid = start(&options, out, err);
@@ -300,5 +323,9 @@ int main(int count, char **words)
 	while (waitpid(pid, &status, 0) < 0)
 		if (errno != EINTR)
 			_exit(125);
+	/* Nothing but the program writes to the pipes, so what is left has ended or is ending. */
+	if (options.orphans)
+		while (waitpid(-1, &status, 0) > 0 || errno == EINTR)
+			;
 	_exit(WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status));
 }

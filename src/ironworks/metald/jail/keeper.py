@@ -20,6 +20,7 @@ TAP_DESCRIPTOR = 10
 COMPILE_TIMEOUT_SECONDS = 60.0
 ERRORS_MAX_BYTES = 64 * 1024
 _ABOVE_TARGETS = 64
+_STDERR = 2
 _FLAGS = ("-static", "-s", "-Os", "-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror")
 
 
@@ -36,6 +37,7 @@ class Kept:
         console_path: Log of the program's output; its older half goes when it is full.
         console_max_bytes: When it is full.
         errors_path: Log of its errors, of at most `ERRORS_MAX_BYTES`.
+        orphans: Whether the program leaves a child behind that is to be kept in its place.
     """
 
     cgroup_join_paths: tuple[Path, ...]
@@ -46,6 +48,7 @@ class Kept:
     console_path: Path
     console_max_bytes: int
     errors_path: Path
+    orphans: bool = False
 
 
 async def build_keeper(directory: Path) -> Path:
@@ -92,6 +95,8 @@ def keeper_argv(keeper: Path, kept: Kept, program: Sequence[str]) -> list[str]:
     argv += ["--uid", str(kept.uid), "--gid", str(kept.gid)]
     argv += ["--console", str(kept.console_path), "--console-bytes", str(kept.console_max_bytes)]
     argv += ["--errors", str(kept.errors_path), "--errors-bytes", str(ERRORS_MAX_BYTES)]
+    if kept.orphans:
+        argv += ["--orphans", "1"]
     return [*argv, "--", *program]
 
 
@@ -123,6 +128,7 @@ def spawn_keeper(argv: Sequence[str], *, errors_path: Path, descriptors: Mapping
                 (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
                 (os.POSIX_SPAWN_OPEN, 2, os.fspath(errors_path), log_flags, 0o600),
+                *((os.POSIX_SPAWN_CLOSE, number) for number in _inheritable()),
                 *((os.POSIX_SPAWN_DUP2, source, target) for target, source in moved.items()),
             ],
             setsid=True,
@@ -132,6 +138,17 @@ def spawn_keeper(argv: Sequence[str], *, errors_path: Path, descriptors: Mapping
     finally:
         for source in moved.values():
             os.close(source)
+
+
+def _inheritable() -> list[int]:
+    """Descriptors that any program we start would get: those that came with us from our parent."""
+    found: list[int] = []
+    for entry in os.scandir("/proc/self/fd"):
+        number = int(entry.name)
+        with contextlib.suppress(OSError):
+            if number > _STDERR and not fcntl.fcntl(number, fcntl.F_GETFD) & fcntl.FD_CLOEXEC:
+                found.append(number)
+    return found
 
 
 def find_keepers(console_path: Path) -> list[int]:
