@@ -110,14 +110,20 @@ def _pack(root: Path) -> Archive:
             hint="It needs the files oci-layout and index.json; "
             "`skopeo copy docker-daemon:NAME oci:DIR` makes one.",
         )
-    files = [root / "oci-layout", root / "index.json", *sorted((root / "blobs").glob("*/*"))]
+    files = [root / "oci-layout", root / "index.json", root / "blobs"]
+    files += [path for path in sorted((root / "blobs").glob("*")) if path.is_dir()]
+    files += sorted((root / "blobs").glob("*/*"))
     if len(files) > MAX_LAYOUT_FILES:
         raise InvalidRequest(f"The layout {root} has more than {MAX_LAYOUT_FILES} files.")
     pieces: list[_Piece] = []
     for file in files:
-        if not file.is_file():
-            continue
         header = tarfile.TarInfo(file.relative_to(root).as_posix())
+        if file.is_dir():
+            # Readers make no directories by themselves.
+            header.type, header.mode = tarfile.DIRTYPE, 0o755
+            text = header.tobuf(tarfile.USTAR_FORMAT)
+            pieces.append(_Piece(len(text), text=text))
+            continue
         header.size = file.stat().st_size
         text = header.tobuf(tarfile.USTAR_FORMAT)
         pieces += [_Piece(len(text), text=text), _Piece(header.size, path=file)]
