@@ -17,7 +17,10 @@ from ironworks.sdk import AsyncIronworks
 
 app = App(name="asset", help="Kernels, initrds, root file systems and snapshots.")
 KindName = Literal["any", "kernel", "initrd", "rootfs", "snapshot"]
+StateName = Literal["registered", "available", "in-use", "archived", "failed", "deleted"]
 UploadKind = Literal["kernel", "initrd", "rootfs"]
+Labels = Annotated[list[str] | None, Parameter(negative=())]
+States = Annotated[list[StateName] | None, Parameter(negative=())]
 _WITHOUT_BYTES = (asset_pb.AssetState.REGISTERED, asset_pb.AssetState.FAILED)
 _REPORT_STEPS = 10
 
@@ -50,17 +53,44 @@ async def get(asset: str, /, *, options: Options = DEFAULTS) -> None:
     )
 
 
+def _filter(
+    kind: KindName,
+    state: list[StateName] | None,
+    label: list[str] | None,
+    source: str,
+    architecture: str = "",
+) -> asset_pb.AssetFilter:
+    return asset_pb.AssetFilter(
+        kind=asset_pb.AssetKind["UNSPECIFIED" if kind == "any" else kind.upper()],
+        states=[asset_pb.AssetState[one.upper().replace("-", "_")] for one in state or []],
+        labels=read_labels(label or []),
+        source_digest=source,
+        architecture=architecture,
+    )
+
+
 @app.command(name="list")
-async def list_(*, kind: KindName = "any", limit: int = 100, options: Options = DEFAULTS) -> None:
+async def list_(
+    *,
+    kind: KindName = "any",
+    state: States = None,
+    label: Labels = None,
+    source: str = "",
+    limit: int = 100,
+    options: Options = DEFAULTS,
+) -> None:
     """List assets, newest first.
 
     Args:
         kind: Only assets of this kind.
+        state: Only in this state; may be given more than once; default: all but deleted.
+        label: Only with this label, KEY=VALUE; may be given more than once: all must hold.
+        source: Only made from this, for example the digest of an image.
         limit: How many at most; default: 100.
     """
-    wanted = asset_pb.AssetKind["UNSPECIFIED" if kind == "any" else kind.upper()]
+    chosen = _filter(kind, state, label, source)
     async with options.client() as client:
-        page = await client.assets.list(chosen=asset_pb.AssetFilter(kind=wanted), limit=limit)
+        page = await client.assets.list(chosen=chosen, limit=limit)
     options.output().listing(
         "assets",
         page,
@@ -93,12 +123,183 @@ def read_labels(given: list[str]) -> dict[str, str]:
 
 
 @app.command
+async def query(
+    *,
+    kind: KindName = "any",
+    label: Labels = None,
+    source: str = "",
+    architecture: str = "",
+    options: Options = DEFAULTS,
+) -> None:
+    """Show the newest usable asset that satisfies all that is asked for, and why it is that one.
+
+    Args:
+        kind: Of this kind.
+        label: With this label, KEY=VALUE; may be given more than once.
+        source: Made from this.
+        architecture: amd64 or arm64.
+    """
+    chosen = _filter(kind, None, label, source, architecture)
+    async with options.client() as client:
+        found = await client.assets.query(chosen)
+    asset = found.asset or asset_pb.Asset()
+    options.output().fields(
+        found,
+        {
+            "Asset": asset.asset_id,
+            "Kind": f"{state_name(asset.kind)}, {state_name(asset.format)}",
+            "SHA-256": asset.sha256,
+            "Created": when(asset.created_at_ns),
+            "Chosen because": found.chosen_because,
+            "Candidates": found.candidate_count,
+        },
+    )
+
+
+def _moved(event: asset_pb.AssetEvent) -> str:
+    if not event.from_state:
+        return state_name(event.to_state)
+    return f"{state_name(event.from_state)} → {state_name(event.to_state)}"
+
+
+@app.command
+async def history(asset: str, /, *, limit: int = 100, options: Options = DEFAULTS) -> None:
+    """Show what has happened to an asset, oldest first.
+
+    Args:
+        asset: Id, `ast_…`.
+        limit: How many at most; default: 100.
+    """
+    async with options.client() as client:
+        page = await client.assets.history(asset, limit=limit)
+    options.output().listing(
+        "events",
+        page,
+        ("AT", "CHANGE", "BY", "WHY"),
+        lambda one: (when(one.at_ns), _moved(one), one.actor, one.reason),
+    )
+
+
+@app.command
+async def watch(
+    *,
+    kind: KindName = "any",
+    state: States = None,
+    label: Labels = None,
+    after: int = 0,
+    options: Options = DEFAULTS,
+) -> None:
+    """Show changes of assets as they happen, until interrupted.
+
+    With --json, one line for each message; its `sequence` is what --after takes.
+
+    Args:
+        kind: Only assets of this kind.
+        state: Only changes to this state; may be given more than once.
+        label: Only assets with this label, KEY=VALUE; may be given more than once.
+        after: Go on after this position of an earlier watch; default: from now on.
+    """
+    chosen, out = _filter(kind, state, label, ""), options.output()
+    async with options.client() as client:
+        async for message in client.assets.watch(chosen=chosen, after_sequence=after):
+            if options.json:
+                out.line(message)
+            elif message.event is not None:
+                event = message.event
+                said = f"{when(event.at_ns)}  {event.asset_id}  {_moved(event)}"
+                out.plain(f"{said}  {event.reason}")
+
+
+@app.command
+async def archive(asset: str, /, *, reason: str = "", options: Options = DEFAULTS) -> None:
+    """Put an asset away: no VM is made of it any more, and garbage collection leaves it.
+
+    Args:
+        asset: Id, `ast_…`; nothing may use it.
+        reason: For its history.
+    """
+    async with options.client() as client:
+        done = await client.assets.archive(asset, reason=reason)
+    options.output().fields(done, {"Asset": done.asset_id, "State": state_name(done.state)})
+
+
+@app.command
+async def restore(asset: str, /, *, options: Options = DEFAULTS) -> None:
+    """Make an archived asset usable again.
+
+    Args:
+        asset: Id, `ast_…`.
+    """
+    async with options.client() as client:
+        done = await client.assets.restore(asset)
+    options.output().fields(done, {"Asset": done.asset_id, "State": state_name(done.state)})
+
+
+@app.command
+async def delete(asset: str, /, *, reason: str = "", options: Options = DEFAULTS) -> None:
+    """Delete an asset that is archived or has failed.
+
+    Args:
+        asset: Id, `ast_…`.
+        reason: For its history.
+    """
+    async with options.client() as client:
+        done = await client.assets.delete(asset, reason=reason)
+    options.output().fields(done, {"Asset": done.asset_id, "State": state_name(done.state)})
+
+
+@app.command
+async def gc(
+    *, dry_run: bool = False, unused_seconds: int = 0, options: Options = DEFAULTS
+) -> None:
+    """Collect garbage now: what nobody has used for its time, and what failed. For operators.
+
+    Args:
+        dry_run: Only say what would be deleted, what would be kept, and why.
+        unused_seconds: Unused for this long, at least 60; default: the platform's TTL.
+    """
+    out = options.output()
+    async with options.client() as client:
+        done = await client.assets.collect_garbage(dry_run=dry_run, unused_seconds=unused_seconds)
+    if options.json:
+        out.line(done)
+        return
+    for one in done.verdicts:
+        deed = ("would go" if dry_run else "deleted") if one.collected else "kept"
+        out.plain(f"{one.asset_id}  {deed}  {one.reason}")
+    freed = format_bytes(done.freed_bytes)
+    said = "would be deleted" if dry_run else "deleted"
+    out.say(f"{done.collected_count} {said} ({freed}), {done.kept_count} kept.")
+
+
+@app.command
+async def repair(*, dry_run: bool = False, options: Options = DEFAULTS) -> None:
+    """Compare registry, leases and bytes; mend what can be mended, mark the rest. For operators.
+
+    Args:
+        dry_run: Only say what would be done.
+    """
+    out = options.output()
+    async with options.client() as client:
+        done = await client.assets.repair(dry_run=dry_run)
+    if options.json:
+        out.line(done)
+        return
+    for one in done.findings:
+        out.plain(f"{one.name}  {state_name(one.fault)}: {one.action}")
+    if not done.counts:
+        out.say("Registry, leases and bytes agree.")
+    for count in done.counts:
+        out.say(f"{state_name(count.fault)}: {count.count}")
+
+
+@app.command
 async def upload(
     file: Path,
     /,
     *,
     kind: UploadKind,
-    label: Annotated[list[str] | None, Parameter(negative=())] = None,
+    label: Labels = None,
     architecture: str = "",
     source: str = "",
     platform: bool = False,

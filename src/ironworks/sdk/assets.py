@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing
 from pathlib import Path
 
 from protobuf import Oneof
@@ -65,6 +66,85 @@ class Assets(Resource):
             )
 
         return await walk(ask, lambda a: a.assets, limit=limit, page_token=page_token)
+
+    async def query(self, chosen: asset_pb.AssetFilter) -> asset_pb.QueryAssetResponse:
+        """The newest usable asset that satisfies a filter, and how it was chosen."""
+        request = asset_pb.QueryAssetRequest(filter=chosen)
+        return await self._connection.call(
+            AssetServiceClient, AssetServiceClient.query_asset, request
+        )
+
+    async def history(
+        self, asset_id: str, *, limit: int = DEFAULT_LIMIT, page_token: str = ""
+    ) -> Page[asset_pb.AssetEvent]:
+        """What has happened to an asset, oldest first."""
+
+        async def ask(page: common_pb.PageRequest) -> asset_pb.ListAssetEventsResponse:
+            request = asset_pb.ListAssetEventsRequest(asset_id=asset_id, page=page)
+            return await self._connection.call(
+                AssetServiceClient, AssetServiceClient.list_asset_events, request
+            )
+
+        return await walk(ask, lambda a: a.events, limit=limit, page_token=page_token)
+
+    async def watch(
+        self, *, chosen: asset_pb.AssetFilter | None = None, after_sequence: int = 0
+    ) -> AsyncGenerator[asset_pb.WatchAssetsResponse]:
+        """Changes of state as they happen; without an end.
+
+        A message without an event only says how far the watch has come. A stream that breaks
+        raises: watch again after the last `sequence`.
+
+        Args:
+            chosen: Only these; `states` applies to the state after the change.
+            after_sequence: Go on after this; 0: from now on.
+        """
+        request = asset_pb.WatchAssetsRequest(filter=chosen, after_sequence=after_sequence)
+        async with aclosing(
+            self._connection.stream(AssetServiceClient, AssetServiceClient.watch_assets, request)
+        ) as messages:
+            async for message in messages:
+                yield message
+
+    async def archive(self, asset_id: str, *, reason: str = "") -> asset_pb.Asset:
+        """Put an asset away: no new leases, and it is not collected."""
+        request = asset_pb.ArchiveAssetRequest(asset_id=asset_id, reason=reason)
+        answer = await self._connection.call(
+            AssetServiceClient, AssetServiceClient.archive_asset, request
+        )
+        return present(answer.asset)
+
+    async def restore(self, asset_id: str) -> asset_pb.Asset:
+        """Make an archived asset usable again."""
+        request = asset_pb.RestoreAssetRequest(asset_id=asset_id)
+        answer = await self._connection.call(
+            AssetServiceClient, AssetServiceClient.restore_asset, request
+        )
+        return present(answer.asset)
+
+    async def delete(self, asset_id: str, *, reason: str = "") -> asset_pb.Asset:
+        """Delete an archived or failed asset."""
+        request = asset_pb.DeleteAssetRequest(asset_id=asset_id, reason=reason)
+        answer = await self._connection.call(
+            AssetServiceClient, AssetServiceClient.delete_asset, request
+        )
+        return present(answer.asset)
+
+    async def collect_garbage(
+        self, *, dry_run: bool = False, unused_seconds: int = 0
+    ) -> asset_pb.CollectGarbageResponse:
+        """Delete what nobody has used for its TTL, or say what would be. For operators."""
+        request = asset_pb.CollectGarbageRequest(dry_run=dry_run, unused_seconds=unused_seconds)
+        return await self._connection.call(
+            AssetServiceClient, AssetServiceClient.collect_garbage, request, VERIFY_TIMEOUT_SECONDS
+        )
+
+    async def repair(self, *, dry_run: bool = False) -> asset_pb.RepairAssetsResponse:
+        """Compare registry, leases and bytes, and mend them. For operators."""
+        request = asset_pb.RepairAssetsRequest(dry_run=dry_run)
+        return await self._connection.call(
+            AssetServiceClient, AssetServiceClient.repair_assets, request, VERIFY_TIMEOUT_SECONDS
+        )
 
     async def leases(
         self,

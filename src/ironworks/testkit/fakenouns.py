@@ -162,6 +162,18 @@ class _Builds(FakeBuilds):
             )
 
 
+def _archived(asset_id: str) -> asset_pb.AssetEvent:
+    return asset_pb.AssetEvent(
+        asset_id=asset_id,
+        sequence=7,
+        at_ns=_AT_NS,
+        from_state=asset_pb.AssetState.AVAILABLE,
+        to_state=asset_pb.AssetState.ARCHIVED,
+        reason="not now",
+        actor="key_1",
+    )
+
+
 class _Assets(_Handlers, AssetService):
     def __init__(self, api: Asked) -> None:
         super().__init__(api)
@@ -190,6 +202,80 @@ class _Assets(_Handlers, AssetService):
         self._api.ask("ListAssets", request)
         answer = await self.get_asset(asset_pb.GetAssetRequest(asset_id=ASSET_ID), ctx)
         return asset_pb.ListAssetsResponse(assets=[answer.asset] if answer.asset else [])
+
+    async def query_asset(
+        self, request: asset_pb.QueryAssetRequest, ctx: Any
+    ) -> asset_pb.QueryAssetResponse:
+        self._api.ask("QueryAsset", request)
+        answer = await self.get_asset(asset_pb.GetAssetRequest(asset_id=ASSET_ID), ctx)
+        return asset_pb.QueryAssetResponse(
+            asset=answer.asset, chosen_because="The only one.", candidate_count=1
+        )
+
+    async def list_asset_events(
+        self, request: asset_pb.ListAssetEventsRequest, ctx: Any
+    ) -> asset_pb.ListAssetEventsResponse:
+        self._api.ask("ListAssetEvents", request)
+        _known(request.asset_id, ASSET_ID, "asset")
+        return asset_pb.ListAssetEventsResponse(events=[_archived(ASSET_ID)])
+
+    async def watch_assets(  # pyright: ignore[reportIncompatibleMethodOverride] - a generator
+        self, request: asset_pb.WatchAssetsRequest, ctx: Any
+    ) -> AsyncIterator[asset_pb.WatchAssetsResponse]:
+        self._api.ask("WatchAssets", request)
+        yield asset_pb.WatchAssetsResponse(sequence=6)
+        yield asset_pb.WatchAssetsResponse(
+            sequence=7,
+            event=_archived(ASSET_ID),
+            asset=asset_pb.Asset(asset_id=ASSET_ID, kind=asset_pb.AssetKind.ROOTFS),
+        )
+
+    async def archive_asset(
+        self, request: asset_pb.ArchiveAssetRequest, ctx: Any
+    ) -> asset_pb.ArchiveAssetResponse:
+        self._api.ask("ArchiveAsset", request)
+        return asset_pb.ArchiveAssetResponse(
+            asset=asset_pb.Asset(asset_id=ASSET_ID, state=asset_pb.AssetState.ARCHIVED)
+        )
+
+    async def restore_asset(
+        self, request: asset_pb.RestoreAssetRequest, ctx: Any
+    ) -> asset_pb.RestoreAssetResponse:
+        self._api.ask("RestoreAsset", request)
+        return asset_pb.RestoreAssetResponse(
+            asset=asset_pb.Asset(asset_id=ASSET_ID, state=asset_pb.AssetState.AVAILABLE)
+        )
+
+    async def delete_asset(
+        self, request: asset_pb.DeleteAssetRequest, ctx: Any
+    ) -> asset_pb.DeleteAssetResponse:
+        self._api.ask("DeleteAsset", request)
+        return asset_pb.DeleteAssetResponse(
+            asset=asset_pb.Asset(asset_id=ASSET_ID, state=asset_pb.AssetState.DELETED)
+        )
+
+    async def collect_garbage(
+        self, request: asset_pb.CollectGarbageRequest, ctx: Any
+    ) -> asset_pb.CollectGarbageResponse:
+        self._api.ask("CollectGarbage", request)
+        verdict = asset_pb.GarbageVerdict(
+            asset_id=ASSET_ID, collected=True, reason="Nobody has used it.", freed_bytes=80 * MIB
+        )
+        return asset_pb.CollectGarbageResponse(
+            verdicts=[verdict], collected_count=1, kept_count=2, freed_bytes=80 * MIB
+        )
+
+    async def repair_assets(
+        self, request: asset_pb.RepairAssetsRequest, ctx: Any
+    ) -> asset_pb.RepairAssetsResponse:
+        self._api.ask("RepairAssets", request)
+        if not self._api.damage:
+            return asset_pb.RepairAssetsResponse()
+        fault = asset_pb.RepairFault.ROW_WITHOUT_BYTES
+        return asset_pb.RepairAssetsResponse(
+            findings=[asset_pb.RepairFinding(fault=fault, name=ASSET_ID, action=self._api.damage)],
+            counts=[asset_pb.RepairCount(fault=fault, count=1)],
+        )
 
     async def get_upload(
         self, request: asset_pb.GetUploadRequest, ctx: Any
