@@ -197,8 +197,8 @@ async def command(  # noqa: PLR0913 - the options of the command
         port: TCP port of the application; default: the first that the image exposes, else 8080.
         env: NAME=value; may be given more than once.
         restart: When a VM whose application has ended is booted again: never, on-failure, always.
-        health_path: HTTP path that must answer with a status from 200 to 399 for a VM to get traffic;
-            default: its port must accept connections.
+        health_path: HTTP path that must answer with a status from 200 to 399 for a VM to get
+            traffic; default: its port must accept connections.
         detach: Answer as soon as the job is accepted.
     """
     out = options.output()

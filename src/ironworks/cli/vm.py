@@ -11,7 +11,7 @@ from ironworks.cli.output import duration, printable, state_name, when
 from ironworks.gen.ironworks.metald.v1 import vm_pb
 from ironworks.model.units import format_bytes
 
-app = App(name="vm", help="List and show VMs, read their consoles.")
+app = App(name="vm", help="Show and steer VMs, read their consoles.")
 
 
 def _size(vm: vm_pb.Vm) -> str:
@@ -163,3 +163,96 @@ async def console(
                 continue
             sys.stdout.buffer.write(piece)
             sys.stdout.buffer.flush()
+
+
+def _changed(vm: vm_pb.Vm, options: Options) -> None:
+    """What became of a VM, in one line or in JSON."""
+    why = f": {vm.reason}" if vm.reason else ""
+    options.output().fields(vm, {"VM": vm.id, "State": state_name(vm.state) + why})
+
+
+@app.command
+async def pause(vm: str, /, *, options: Options = DEFAULTS) -> None:
+    """Stop the virtual CPUs of a VM; its memory is kept.
+
+    Args:
+        vm: Id, `vm_…`.
+    """
+    async with options.client() as client:
+        _changed(await client.vms.pause(vm), options)
+
+
+@app.command
+async def resume(vm: str, /, *, options: Options = DEFAULTS) -> None:
+    """Let a paused VM run on.
+
+    Args:
+        vm: Id, `vm_…`.
+    """
+    async with options.client() as client:
+        _changed(await client.vms.resume(vm), options)
+
+
+@app.command
+async def reboot(vm: str, /, *, grace: float = 0, options: Options = DEFAULTS) -> None:
+    """End a VM's guest and boot it again at the same address; ends when it is ready.
+
+    Args:
+        vm: Id, `vm_…`.
+        grace: Seconds after which the old guest is ended by force; default: 30.
+    """
+    async with options.client() as client:
+        _changed(await client.vms.reboot(vm, timeout_seconds=grace), options)
+
+
+@app.command
+async def stop(
+    vm: str,
+    /,
+    *,
+    grace: float = 0,
+    force: bool = False,
+    reason: str = "",
+    options: Options = DEFAULTS,
+) -> None:
+    """Ask a VM's guest to end, wait, then end it by force.
+
+    Args:
+        vm: Id, `vm_…`.
+        grace: Seconds after which it is ended by force; default: 30.
+        force: End it at once, without asking the guest.
+        reason: Kept in the VM's history.
+    """
+    async with options.client() as client:
+        ended = await client.vms.shutdown(vm, timeout_seconds=grace, force=force, reason=reason)
+    _changed(ended, options)
+
+
+@app.command
+async def delete(vm: str, /, *, force: bool = False, options: Options = DEFAULTS) -> None:
+    """Remove a VM that is stopped or failed, and everything of it.
+
+    Args:
+        vm: Id, `vm_…`.
+        force: Also one that runs: it is ended by force first.
+    """
+    async with options.client() as client:
+        _changed(await client.vms.delete(vm, force=force), options)
+
+
+@app.command
+async def watch(*, deployment: str = "", options: Options = DEFAULTS) -> None:
+    """Print each VM, then each change of one, until interrupted.
+
+    Args:
+        deployment: Only VMs of this deployment, `dep_…`.
+    """
+    out = options.output()
+    async with options.client() as client:
+        async for event in client.vms.watch(deployment_id=deployment):
+            if options.json:
+                out.line(event)
+                continue
+            vm = event.vm or vm_pb.Vm()
+            ready = ", ready" if vm.ready else ""
+            out.plain(f"{when(event.at_ns)}  {vm.id}  {state_name(vm.state)}{ready}  {vm.reason}")

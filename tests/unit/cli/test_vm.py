@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 from protobuf import Oneof
 
 from ironworks.gen.ironworks.metald.v1 import vm_pb
@@ -67,3 +68,36 @@ async def test_a_terminal_is_not_steered_by_a_guest(iron: Iron) -> None:
     assert "ready" in done.out
     raw = await iron("vm", "console", VM_ID, "--raw")
     assert "\x1b" in raw.out
+
+
+@pytest.mark.parametrize(
+    ("words", "method", "shown"),
+    [
+        (("pause",), "PauseVm", "paused"),
+        (("resume",), "ResumeVm", "running"),
+        (("reboot", "--grace", "5"), "RebootVm", "runs again"),
+        (("stop", "--grace", "7", "--reason", "night"), "ShutdownVm", "stopped: night"),
+        (("stop", "--force"), "ShutdownVm", "stopped"),
+        (("delete", "--force"), "DeleteVm", "deleted"),
+    ],
+)
+async def test_a_vm_is_steered(iron: Iron, words: tuple[str, ...], method: str, shown: str) -> None:
+    verb, *options = words
+    done = await iron("vm", verb, VM_ID, *options)
+    assert shown in done.out
+    request = iron.api.asked[method][-1]
+    assert getattr(request, "vm_id", "") == VM_ID
+    assert getattr(request, "idempotency_key", "") != ""
+    if "--grace" in options:
+        assert getattr(request, "timeout_seconds", 0) == float(options[1])
+    assert getattr(request, "force", False) is ("--force" in options)
+    await iron("vm", verb, "vm_none", status=66)
+
+
+async def test_a_watch_prints_each_change(iron: Iron) -> None:
+    done = await iron("vm", "watch", "--deployment", "dep_x")
+    assert [line.split("  ")[2] for line in done.out.splitlines()] == ["booting", "running, ready"]
+    assert (await iron("vm", "watch", "--json")).json["sequence"] == "8"
+    request = iron.api.asked["WatchVms"][0]
+    assert isinstance(request, vm_pb.WatchVmsRequest)
+    assert request.filter == vm_pb.VmFilter(deployment_id="dep_x")

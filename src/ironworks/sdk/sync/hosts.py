@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ironworks.gen.ironworks.gatewayd.v1 import hosts_pb
+from ironworks.gen.ironworks.metald.v1 import host_pb
 from ironworks.sdk import hosts
 from ironworks.sdk.portal import Portal
 from ironworks.sdk.resource import DEFAULT_LIMIT, Page
@@ -36,3 +37,32 @@ class Hosts:
         return self._portal.run(
             self._inner.list(zone=zone, states=states, limit=limit, page_token=page_token)
         )
+
+    def show(self) -> host_pb.Host:
+        """The host itself: capacity, what is taken and reserved, drivers, how far a drain is."""
+        return self._portal.run(self._inner.show())
+
+    def cordon(self, reason: str = "") -> host_pb.Host:
+        """Take no new VMs."""
+        return self._portal.run(self._inner.cordon(reason))
+
+    def uncordon(self) -> host_pb.Host:
+        """Take VMs again; ends a drain."""
+        return self._portal.run(self._inner.uncordon())
+
+    def drain(self, reason: str = "", *, timeout_seconds: float = 0) -> host_pb.Host:
+        """End every VM, and take no new ones; answers at once, `show` tells how far it is.
+
+        Args:
+            reason: Kept with the state.
+            timeout_seconds: How long each guest may take; 0: 30 seconds.
+        """
+        return self._portal.run(self._inner.drain(reason, timeout_seconds=timeout_seconds))
+
+    def quota(self, tenant_id: str) -> host_pb.TenantQuota:
+        """What a tenant may have on the host, and has."""
+        return self._portal.run(self._inner.quota(tenant_id))
+
+    def set_quota(self, tenant_id: str, limit: host_pb.HostResources) -> host_pb.TenantQuota:
+        """Set what a tenant may have on the host; 0 in a field: no limit."""
+        return self._portal.run(self._inner.set_quota(tenant_id, limit))

@@ -43,6 +43,90 @@ class Vms:
         """What a VM has sent and received, and what its firewall has refused."""
         return self._portal.run(self._inner.network_stats(vm_id))
 
+    def create(self, spec: vm_pb.VmSpec, *, vm_id: str = "", idempotency_key: str = "") -> vm_pb.Vm:
+        """Make a VM up to CREATED; `boot` lets it run.
+
+        Args:
+            spec: What it shall be.
+            vm_id: `vm_…`; made by the host if empty.
+            idempotency_key: Made if empty.
+        """
+        return self._portal.run(
+            self._inner.create(spec, vm_id=vm_id, idempotency_key=idempotency_key)
+        )
+
+    def boot(self, vm_id: str, *, timeout_seconds: float = 0, detach: bool = False) -> vm_pb.Vm:
+        """Boot a VM that is CREATED, and wait until it is ready.
+
+        Args:
+            vm_id: `vm_…`.
+            timeout_seconds: After which the boot has failed; 0: the host's default.
+            detach: Answer as soon as it boots.
+        """
+        return self._portal.run(
+            self._inner.boot(vm_id, timeout_seconds=timeout_seconds, detach=detach)
+        )
+
+    def pause(self, vm_id: str) -> vm_pb.Vm:
+        """Stop its vCPUs."""
+        return self._portal.run(self._inner.pause(vm_id))
+
+    def resume(self, vm_id: str) -> vm_pb.Vm:
+        """Let its vCPUs run on."""
+        return self._portal.run(self._inner.resume(vm_id))
+
+    def reboot(self, vm_id: str, *, timeout_seconds: float = 0) -> vm_pb.Vm:
+        """End its guest and boot it again at the same address; answers when it is ready.
+
+        Args:
+            vm_id: `vm_…`.
+            timeout_seconds: After which the old guest is ended by force; 0: 30 seconds.
+        """
+        return self._portal.run(self._inner.reboot(vm_id, timeout_seconds=timeout_seconds))
+
+    def shutdown(
+        self, vm_id: str, *, timeout_seconds: float = 0, force: bool = False, reason: str = ""
+    ) -> vm_pb.Vm:
+        """Ask its guest to end, and end it by force if it does not.
+
+        Args:
+            vm_id: `vm_…`.
+            timeout_seconds: After which it is ended by force; 0: 30 seconds.
+            force: At once, without asking.
+            reason: Kept in its history.
+        """
+        return self._portal.run(
+            self._inner.shutdown(vm_id, timeout_seconds=timeout_seconds, force=force, reason=reason)
+        )
+
+    def delete(self, vm_id: str, *, force: bool = False) -> vm_pb.Vm:
+        """Remove a VM and everything of it; with `force` also one that runs."""
+        return self._portal.run(self._inner.delete(vm_id, force=force))
+
+    def update(self, request: vm_pb.UpdateVmRequest) -> vm_pb.Vm:
+        """Change a VM's limits, rules, policy or size."""
+        return self._portal.run(self._inner.update(request))
+
+    def watch(
+        self,
+        *,
+        states: Sequence[vm_pb.VmState] = (),
+        deployment_id: str = "",
+        after_sequence: int = 0,
+    ) -> Generator[vm_pb.VmEvent]:
+        """What is, then what changes; without an end.
+
+        Args:
+            states: Only VMs that are in one of these states, or leave them.
+            deployment_id: Only replicas of this deployment.
+            after_sequence: Go on after this event; 0: begin with what is.
+        """
+        return self._portal.iterate(
+            self._inner.watch(
+                states=states, deployment_id=deployment_id, after_sequence=after_sequence
+            )
+        )
+
     def console(
         self, vm_id: str, *, tail_lines: int = 100, follow: bool = False
     ) -> Generator[bytes]:

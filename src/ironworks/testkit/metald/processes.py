@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,6 @@ from ironworks.gen.ironworks.assetmanagerd.v1.asset_connect import AssetServiceC
 from ironworks.gen.ironworks.common.v1 import common_pb
 from ironworks.gen.ironworks.metald.v1 import vm_pb
 from ironworks.gen.ironworks.metald.v1.vm_connect import VmServiceClient
-from ironworks.metald.purge import purge
 from ironworks.metald.settings import MetaldSettings
 from ironworks.model.units import MIB
 from ironworks.runtime.clock import SystemClock
@@ -153,8 +152,14 @@ def _staged_rootfs(directory: Path) -> bytes:
     return data
 
 
+def _purge(platform: Platform) -> None:
+    # As a process of its own: whoever leaves the context may have a running loop.
+    argv = [sys.executable, "-m", "ironworks.metald.purge"]
+    subprocess.run(argv, env=platform.env, check=True, timeout=STOP_SECONDS)
+
+
 @contextmanager
-def started_platform(directory: Path, **env: str) -> Iterator[Platform]:
+def started_platform(directory: Path, **env: str) -> Generator[Platform]:
     """Both services, started and not waited for; ended, with all that they made, at the end.
 
     Args:
@@ -173,7 +178,7 @@ def started_platform(directory: Path, **env: str) -> Iterator[Platform]:
         env={**os.environ, **env},
     )
     with ExitStack() as undo:
-        undo.callback(lambda: asyncio.run(purge(platform.settings)))
+        undo.callback(_purge, platform)
         undo.callback(lambda: [platform.stop(name) for name in list(platform.processes)])
         platform.start("assetmanagerd")
         platform.start("metald")
