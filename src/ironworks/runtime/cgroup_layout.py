@@ -8,7 +8,7 @@ from pathlib import Path
 from ironworks.model.errors import FailedPrecondition
 
 NEEDED = ("cpu", "memory", "pids")
-_V1_WANTED = ("cpu", "cpuacct", "memory", "pids")
+_V1_WANTED = ("cpu", "cpuacct", "memory", "pids", "blkio")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

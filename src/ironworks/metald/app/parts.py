@@ -1,10 +1,12 @@
 """The cgroup of a VM and what its driver is told: the same for its first VMM and each later one."""
 
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 
 from ironworks.metald import decide
 from ironworks.metald.app.context import Context
-from ironworks.metald.cgroup.groups import Group, GroupLimits
+from ironworks.metald.cgroup.groups import Group, GroupLimits, disk_of
 from ironworks.metald.drivers.driver import GuestNetwork, VmmSpec
 from ironworks.metald.jail_directories import ROOTFS_NAME
 from ironworks.metald.network import naming
@@ -33,7 +35,15 @@ def group_limits(context: Context, vm: Vm) -> GroupLimits:
         cpus=vm.spec.vcpus + settings.vmm_extra_cpus,
         cpu_weight=vm.spec.cpu_weight,
         pids=settings.vmm_pids,
+        disk_bytes_per_second=vm.spec.rate_limits.disk_bytes,
+        disk_operations_per_second=vm.spec.rate_limits.disk_operations,
+        disk_device=_disk(settings.data_dir),
     )
+
+
+@cache
+def _disk(data_dir: Path) -> str:
+    return disk_of(data_dir)
 
 
 async def prepare_assets(context: Context, vm: Vm, lease: Lease) -> None:

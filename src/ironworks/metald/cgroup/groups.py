@@ -34,6 +34,11 @@ class GroupLimits:
     cpu_weight: int
     """1 to 10,000, relative to other VMs; 100 is one v1 default share of 1,024."""
     pids: int
+    disk_bytes_per_second: int = 0
+    """Read, and as many written, of `disk_device`; 0: no limit."""
+    disk_operations_per_second: int = 0
+    disk_device: str = ""
+    """`MAJOR:MINOR` of the disk; empty where the files are on none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +166,15 @@ class HostGroups:
             (v1["pids"] / place / "pids.max", limits.pids),
         ):
             path.write_text(str(value), encoding="ascii")
+        if "blkio" in v1 and limits.disk_device:
+            for name, value in (
+                ("bps", limits.disk_bytes_per_second),
+                ("iops", limits.disk_operations_per_second),
+            ):
+                for way in ("read", "write"):
+                    path = v1["blkio"] / place / f"blkio.throttle.{way}_{name}_device"
+                    # 0 takes the limit away.
+                    path.write_text(f"{limits.disk_device} {value}", encoding="ascii")
 
     async def enter(self, group: Group, pid: int) -> None:
         """Put a process and all that descend from it into it."""
@@ -228,8 +242,10 @@ def _explained(error: OSError) -> Exception:
 
 
 def _limit_v2(root: Path, directory: Path, limits: GroupLimits) -> None:
+    has_io = "io" in (root / "cgroup.controllers").read_text(encoding="ascii").split()
+    wanted = "+cpu +memory +pids" + (" +io" if has_io else "")
     for parent in (root, root / PARENT, directory.parent):
-        (parent / "cgroup.subtree_control").write_text("+cpu +memory +pids", encoding="ascii")
+        (parent / "cgroup.subtree_control").write_text(wanted, encoding="ascii")
     quota_us = int(limits.cpus * CPU_PERIOD_US)
     for name, value in (
         ("memory.max", str(limits.memory_bytes)),
@@ -238,6 +254,34 @@ def _limit_v2(root: Path, directory: Path, limits: GroupLimits) -> None:
         ("pids.max", str(limits.pids)),
     ):
         (directory / name).write_text(value, encoding="ascii")
+    if has_io and limits.disk_device:
+        (directory / "io.max").write_text(_io_max(limits), encoding="ascii")
+
+
+def _io_max(limits: GroupLimits) -> str:
+    """A line of `io.max`."""
+    words = [limits.disk_device]
+    for name, value in (
+        ("bps", limits.disk_bytes_per_second),
+        ("iops", limits.disk_operations_per_second),
+    ):
+        words += [f"{way}{name}={value or 'max'}" for way in ("r", "w")]
+    return " ".join(words)
+
+
+def disk_of(path: Path) -> str:
+    """`MAJOR:MINOR` of the whole disk that a file is on; empty if it is on none, such as a tmpfs.
+
+    The kernel limits disks, not their partitions.
+    """
+    device = path.stat().st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    known = Path("/sys/dev/block") / number
+    if not known.exists():
+        return ""
+    if (known / "partition").exists():
+        return (known.resolve().parent / "dev").read_text(encoding="ascii").strip()
+    return number
 
 
 def _each_pid(group: Group, act: Callable[[int], None]) -> bool:

@@ -1,11 +1,14 @@
+import asyncio
 import os
 import subprocess
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from pathlib import Path
+from time import perf_counter_ns
 
 import pytest
 
-from ironworks.metald.cgroup.groups import GroupLimits, HostGroups
+from ironworks.metald.cgroup.groups import Group, GroupLimits, HostGroups, disk_of
 from ironworks.model.units import MIB
 from ironworks.runtime.cgroup_layout import read_layout
 from ironworks.runtime.clock import SystemClock
@@ -77,3 +80,89 @@ async def test_a_killed_process_is_counted(groups: HostGroups) -> None:
     process = start("python3", "-c", code, *map(os.fspath, group.join_paths))
     assert process.wait(30) == -9
     assert groups.oom_kills("vm_a") >= 1
+
+
+BUSY = ("/usr/bin/python3", "-I", "-S", "-c", "while True: pass")
+READ = """
+import mmap, os, sys, time
+fd = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT)
+room = mmap.mmap(-1, 65536)
+began = time.monotonic()
+while os.readv(fd, [room]):
+    pass
+print(time.monotonic() - began)
+"""
+
+
+def joined(group: Group, *argv: str) -> subprocess.Popen[bytes]:
+    """A program that is in a group from its first instruction."""
+    paths = " ".join(str(path) for path in group.join_paths)
+    script = f'for one in {paths}; do echo $$ > $one; done; exec "$@"'
+    return subprocess.Popen(["/bin/sh", "-c", script, "sh", *argv], stdout=subprocess.PIPE)
+
+
+def cpu_ns(group: Group) -> int:
+    """CPU time that a group has used."""
+    text = group.cpu_file.read_text()
+    for line in text.splitlines():
+        if line.startswith("usage_usec "):
+            return int(line.split()[1]) * 1000
+    return int(text)
+
+
+async def used_in(group: Group, seconds: float) -> float:
+    """Share of one CPU that a group uses."""
+    began_ns, before = perf_counter_ns(), cpu_ns(group)
+    await asyncio.sleep(seconds)
+    return (cpu_ns(group) - before) / (perf_counter_ns() - began_ns)
+
+
+async def test_a_quota_holds_whatever_the_program_does(groups: HostGroups) -> None:
+    group = await groups.create("vm_q", replace(LIMITS, cpus=0.25))
+    with joined(group, *BUSY):
+        await asyncio.sleep(0.3)
+        assert await used_in(group, 1.0) < 0.35
+        await groups.create("vm_q", replace(LIMITS, cpus=0.1))
+        await asyncio.sleep(0.3)
+        assert await used_in(group, 1.0) < 0.2
+        await groups.remove("vm_q")
+
+
+async def test_weights_divide_a_cpu_that_both_want(groups: HostGroups) -> None:
+    light = await groups.create("vm_l", replace(LIMITS, cpu_weight=100))
+    heavy = await groups.create("vm_h", replace(LIMITS, cpu_weight=800))
+    cpu = min(os.sched_getaffinity(0))
+    pinned = ("taskset", "-c", str(cpu), *BUSY)
+    with joined(light, *pinned), joined(heavy, *pinned):
+        await asyncio.sleep(0.3)
+        before = cpu_ns(light), cpu_ns(heavy)
+        await asyncio.sleep(2.0)
+        assert cpu_ns(heavy) - before[1] > 3 * (cpu_ns(light) - before[0])
+        await groups.remove("vm_l")
+        await groups.remove("vm_h")
+
+
+async def test_a_disk_limit_holds(groups: HostGroups, tmp_path: Path) -> None:
+    disk = disk_of(tmp_path)
+    if not disk:
+        pytest.skip("The directory of tests is on no disk.")
+    file = tmp_path / "file"
+    with file.open("wb") as opened:
+        opened.write(os.urandom(2 * MIB))
+        opened.flush()
+        os.fsync(opened.fileno())
+    limited = replace(LIMITS, disk_device=disk, disk_bytes_per_second=MIB)
+    group = await groups.create("vm_d", limited)
+
+    def read_seconds() -> float:
+        with joined(group, "/usr/bin/python3", "-I", "-S", "-c", READ, str(file)) as process:
+            return float(process.communicate()[0])
+
+    assert await asyncio.to_thread(read_seconds) > 1.5
+    await groups.create("vm_d", LIMITS)
+    await groups.create("vm_d", replace(limited, disk_bytes_per_second=0))
+    assert await asyncio.to_thread(read_seconds) < 1.5
+
+
+def test_a_directory_that_is_on_no_disk_has_none() -> None:
+    assert disk_of(Path("/proc")) == ""
