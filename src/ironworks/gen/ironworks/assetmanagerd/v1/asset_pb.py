@@ -428,7 +428,7 @@ class RegisterAssetRequest(Message[_RegisterAssetRequestFields]):
             ```
         staged_name:
             Name of the file in the staging area that builderd and assetmanagerd share (directory
-            `assets/staging` of the data directory, or prefix `staging/` of the bucket): one path component,
+            `assets/staging` of the data directory, whatever keeps assets later): one path component,
             at most 128 characters. The file is taken over: it is gone from the staging area when the call
             succeeds, and when it fails because the bytes are not what was claimed.
 
