@@ -100,24 +100,28 @@ class BuildGroups:
         """
         group = self._group(name)
         try:
-            for left in reversed(range(_CREATE_TRIES)):
-                try:
-                    await asyncio.to_thread(self._create, group)
-                    break
-                except FileNotFoundError:
-                    # Another build's end took the empty parents away in between.
-                    if left == 0:
-                        raise
+            await self._make(group)
             yield group
-        except OSError as error:
-            if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
-                raise FailedPrecondition(
-                    "builderd may not make cgroups on this host, and no build runs without.",
-                    hint="Run it as root, or set build_cgroups to false and live with the risk.",
-                ) from error
-            raise
         finally:
             await asyncio.shield(self._remove(group))
+
+    async def _make(self, group: BuildGroup) -> None:
+        for left in reversed(range(_CREATE_TRIES)):
+            try:
+                await asyncio.to_thread(self._create, group)
+            except FileNotFoundError:
+                # Another build's end took the empty parents away in between.
+                if left == 0:
+                    raise
+            except OSError as error:
+                if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+                    raise FailedPrecondition(
+                        "builderd may not make cgroups on this host, and no build runs without.",
+                        hint="Run it as root; or set build_cgroups to false: less is bounded then.",
+                    ) from error
+                raise
+            else:
+                return
 
     def _create(self, group: BuildGroup) -> None:
         for directory in group.directories:
@@ -159,23 +163,35 @@ class BuildGroups:
                 "A process of a build does not end.",
                 context={"cgroup": str(group.directories[0])},
             )
+        self._remove_empty_parents()
+
+    def sweep(self) -> None:
+        """Kill and remove all there is; what does not end at once is left for the next time."""
+        for root in self._layout.roots:
+            with contextlib.suppress(FileNotFoundError), os.scandir(root / self._place) as entries:
+                _try_remove([Path(entry.path) for entry in entries if entry.is_dir()])
+        self._remove_empty_parents()
+
+    def _remove_empty_parents(self) -> None:
         for root in self._layout.roots:
             for parent in (root / self._place, root / PARENT):
                 with contextlib.suppress(OSError):
                     parent.rmdir()
 
-    async def clean(self) -> None:
-        """End what builds of an earlier life left running."""
-        names: set[str] = set()
-        for root in self._layout.roots:
-            with contextlib.suppress(FileNotFoundError), os.scandir(root / self._place) as entries:
-                names.update(entry.name for entry in entries if entry.is_dir())
-        for name in sorted(names):
-            await self._remove(self._group(name))
+
+def sweep_groups(settings: BuilderSettings, clock: Clock, worker: str) -> None:
+    """Remove the cgroups of a worker that lives no more. Blocks."""
+    if groups := build_groups(settings, clock, worker):
+        groups.sweep()
 
 
-def build_groups(settings: BuilderSettings, clock: Clock) -> BuildGroups | None:
-    """Where the builds of a platform get their cgroups; None: the operator wants none.
+def build_groups(settings: BuilderSettings, clock: Clock, worker: str = "") -> BuildGroups | None:
+    """Where the builds of a worker get their cgroups; None: the operator wants none.
+
+    Args:
+        settings: What they may use.
+        clock: For waits.
+        worker: Its name; empty: this one's.
 
     Raises:
         FailedPrecondition: a controller that is needed is nowhere on this host.
@@ -187,7 +203,7 @@ def build_groups(settings: BuilderSettings, clock: Clock) -> BuildGroups | None:
         processors=settings.build_processors,
         process_count=settings.build_processes,
     )
-    tag = f"{tag_of(settings.data_dir)}-{settings.worker_name}"
+    tag = f"{tag_of(settings.data_dir)}-{worker or settings.worker_name}"
     return BuildGroups(read_layout(), tag, limits, clock)
 
 

@@ -11,7 +11,6 @@ import structlog
 from ironworks.builderd.api import Handlers
 from ironworks.builderd.app import Builds
 from ironworks.builderd.assets import RemoteAssets
-from ironworks.builderd.cgroup import build_groups
 from ironworks.builderd.changes import Changes
 from ironworks.builderd.choices import Choices
 from ironworks.builderd.decide import parse_image
@@ -68,8 +67,6 @@ async def _running(
         parse=parse_image,
     )
     worker = Worker(journal=journal, maker=maker, settings=settings, clock=clock)
-    if groups := build_groups(settings, clock):
-        await groups.clean()
     if left := await asyncio.to_thread(worker.open):
         _log.info("scratch_cleaned", builds=left)
     workflows = make_workflows(settings, worker.serve)

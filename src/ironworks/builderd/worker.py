@@ -22,6 +22,7 @@ import structlog
 from sqlalchemy import Connection
 
 from ironworks.builderd import turns
+from ironworks.builderd.cgroup import sweep_groups
 from ironworks.builderd.decide import seconds_left
 from ironworks.builderd.journal import Journal
 from ironworks.builderd.making import LOCK_SECONDS, Maker, Refused
@@ -94,6 +95,7 @@ class Worker:
                 hint="Give each its own setting builderd_worker.",
             ) from None
         self._lock_fd = fd
+        sweep_groups(self._settings, self._clock, self.name)
         left = list(self.scratch_dir.iterdir())
         left += self._settings.builder_dir.glob(f"blobs/*/{PULLS}/{self.name}/*")
         for path in left:
@@ -109,6 +111,7 @@ class Worker:
             with _if_dead(scratch) as dead:
                 if not dead:
                     continue
+                sweep_groups(self._settings, self._clock, scratch.name)
                 left = list(scratch.iterdir())
                 left += self._settings.builder_dir.glob(f"blobs/*/{PULLS}/{scratch.name}/*")
                 for path in left:
