@@ -367,7 +367,10 @@ class Intake:
                 raise InvalidRequest("This idempotency_key was used for another upload.")
             return known
 
-        return await self._with_offset(await self._database.write(work))
+        upload = await self._database.write(work)
+        # A registration that was taken up after a crash may be moving the very bytes just now.
+        async with self._locks.held(facts.sha256):
+            return await self._with_offset(upload)
 
     async def _receive(
         self, upload: Upload, offset_bytes: int, chunks: AsyncIterator[bytes]

@@ -1,4 +1,4 @@
-"""assetmanagerd is killed at random moments while bytes come in and go out.
+"""assetmanagerd is killed at random moments while bytes come in and go out, garbage too.
 
 After each restart registry, bytes and leases agree: what was acknowledged is there and intact, what
 is there has a record, and nothing lies about that belongs to nobody.
@@ -7,6 +7,7 @@ is there has a record, and nothing lies about that belongs to nobody.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import shutil
@@ -18,14 +19,14 @@ from typing import TypeVar
 
 import pytest
 from protobuf import Oneof
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from ironworks.assetmanagerd import lease_store, store
-from ironworks.assetmanagerd.tables import DOOMED, LEASES
+from ironworks.assetmanagerd.tables import ASSETS, DOOMED, LEASES
 from ironworks.assetmanagerd.types import Asset, AssetState, LeaseState
 from ironworks.gen.ironworks.assetmanagerd.v1 import asset_pb as pb
 from ironworks.gen.ironworks.assetmanagerd.v1.asset_connect import AssetServiceClient
-from ironworks.model.errors import IronError, NotFound
+from ironworks.model.errors import FailedPrecondition, IronError, NotFound
 from ironworks.model.units import MIB
 from ironworks.runtime.clock import SystemEntropy
 from ironworks.runtime.tasks import Tasks
@@ -35,6 +36,7 @@ from ironworks.testkit.services import Services, running
 
 KILLS, THOROUGH_KILLS = 4, 100
 TENANTS = ("tnt_acme", "tnt_evil")
+UNUSED = (AssetState.AVAILABLE, AssetState.ARCHIVED, AssetState.DELETED)
 CHUNK_BYTES = 256 * 1024
 CHANCE = SystemEntropy()
 _T = TypeVar("_T")
@@ -73,6 +75,9 @@ class Acknowledged:
     """(tenant, SHA-256) → asset."""
     vms: dict[Path, Vm] = field(default_factory=dict[Path, Vm])
     """File → what it is of, as long as its VM lives."""
+    litter: dict[str, str] = field(default_factory=dict[str, str])
+    """Asset that nobody will use → its tenant."""
+    deleted: set[str] = field(default_factory=set[str])
 
 
 class Workload:
@@ -116,6 +121,10 @@ class Workload:
         tenant, body = any_of(list(TENANTS)), any_of(self.bodies)
         if CHANCE.uniform(0, 1) < 0.5:
             body = squashfs(os.urandom(int(CHANCE.uniform(1000, 3 * MIB))))
+        asset = await self.put(tenant, body)
+        self.known.uploads[tenant, asset.sha256] = asset.asset_id
+
+    async def put(self, tenant: str, body: bytes) -> pb.Asset:
         facts = pb.AssetFacts(
             kind=pb.AssetKind.ROOTFS,
             sha256=hashlib.sha256(body).hexdigest(),
@@ -134,7 +143,7 @@ class Workload:
         done = await until_done(attempt)
         assert done.asset is not None
         assert done.asset.sha256 == facts.sha256
-        self.known.uploads[tenant, facts.sha256] = done.asset.asset_id
+        return done.asset
 
     async def parts(
         self, facts: pb.AssetFacts, key: str, body: bytes, offset: int
@@ -183,6 +192,52 @@ class Workload:
         ended = await until_done(lambda: client.release_lease(release))
         assert ended.lease is not None
         assert ended.lease.state is pb.LeaseState.RELEASED
+
+    # --- garbage ----------------------------------------------------------------------------------
+
+    async def litter(self) -> None:
+        """Upload what nobody will use."""
+        tenant = any_of(list(TENANTS))
+        asset = await self.put(tenant, squashfs(os.urandom(100_000)))
+        self.known.litter[asset.asset_id] = tenant
+
+    async def collect(self) -> None:
+        """What is old goes; see `age`."""
+        client = self.services.clients("gatewayd").of(AssetServiceClient, "assetmanagerd")
+        done = await until_done(lambda: client.collect_garbage(pb.CollectGarbageRequest()))
+        collected = {one.asset_id for one in done.verdicts if one.collected}
+        assert collected <= set(self.known.litter)
+        self.known.deleted |= collected
+        await asyncio.sleep(0.01)
+
+    async def discard(self) -> None:
+        """Archive and delete by hand, unless garbage collection came first."""
+        left = [one for one in self.known.litter if one not in self.known.deleted]
+        if not left:
+            await asyncio.sleep(0.01)
+            return
+        asset_id = any_of(left)
+        tenant = self.known.litter[asset_id]
+        clients = self.services.clients("gatewayd")
+        client = clients.of(AssetServiceClient, "assetmanagerd", tenant_id=tenant)
+        key = f"discard-{self.count}"
+        archive = pb.ArchiveAssetRequest(asset_id=asset_id, idempotency_key=key)
+        delete = pb.DeleteAssetRequest(asset_id=asset_id, idempotency_key=key)
+        with contextlib.suppress(FailedPrecondition):
+            await until_done(lambda: client.archive_asset(archive))
+            await until_done(lambda: client.delete_asset(delete))
+            self.known.deleted.add(asset_id)
+
+
+def age(data_dir: Path, asset_ids: set[str]) -> None:
+    """Let assets look as if nobody had used them for years."""
+    database = Database(sqlite_url(data_dir / "assetmanagerd" / "assetmanagerd.db"))
+    statement = update(ASSETS).where(ASSETS.c.asset_id.in_(asset_ids))
+    try:
+        with database.engine.execution_options(iw_write=True).begin() as connection:
+            connection.execute(statement.values(created_at_ns=1, last_used_at_ns=1))
+    finally:
+        database.close()
 
 
 # --- agreement ----------------------------------------------------------------------------------
@@ -254,6 +309,10 @@ async def check(data_dir: Path, known: Acknowledged) -> None:
         asset = by_id[asset_id]
         assert (asset.tenant_id, asset.sha256) == (tenant, sha256)
         assert asset.state in (AssetState.AVAILABLE, AssetState.IN_USE)
+    for asset_id in known.deleted:
+        assert by_id[asset_id].state is AssetState.DELETED
+    for asset_id in known.litter:
+        assert by_id[asset_id].state in UNUSED
     assert found.leases == {vm.lease_id for vm in known.vms.values()}
     for path, vm in known.vms.items():
         assert by_id[vm.asset_id].state is AssetState.IN_USE
@@ -270,6 +329,7 @@ async def test_registry_bytes_and_leases_agree_after_every_kill(
     async with running(tmp_path, ["assetmanagerd"], env) as services, Tasks() as tasks:
         workload = Workload(services)
         clients = [workload.upload] * 3 + [workload.boot] * 2 + [workload.delete]
+        clients += [workload.litter, workload.collect, workload.discard]
         ends = [
             tasks.start(workload.repeat(work), name=f"client {number}")
             for number, work in enumerate(clients)
@@ -282,4 +342,6 @@ async def test_registry_bytes_and_leases_agree_after_every_kill(
             await workload.quiet()
             assert not [end for end in ends if end.done()], "a client was refused something"
             await check(tmp_path, workload.known)
+            await asyncio.to_thread(age, tmp_path, set(workload.known.litter))
+        assert workload.known.deleted
         assert workload.known.uploads
