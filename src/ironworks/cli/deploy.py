@@ -39,6 +39,7 @@ class DeploySpec:
         args: Replace the image's command.
         restart: `never`, `on-failure` or `always`.
         health_path: HTTP path that must answer for a VM to get traffic.
+        egress: What the VMs may connect to, each as `parse_egress` takes it.
     """
 
     image: str
@@ -51,6 +52,7 @@ class DeploySpec:
     args: Sequence[str] = ()
     restart: str = "never"
     health_path: str = ""
+    egress: Sequence[str] = ()
 
 
 async def submit(
@@ -68,6 +70,7 @@ async def submit(
         args=spec.args,
         restart=parse_restart(spec.restart),
         health_path=spec.health_path,
+        egress=[parse_egress(rule) for rule in spec.egress],
     )
 
 
@@ -169,6 +172,27 @@ def parse_restart(word: str) -> deployments_pb.RestartPolicy:
     return RESTARTS[word]
 
 
+def parse_egress(text: str) -> deployments_pb.EgressRule:
+    """A network, and after a colon its ports: `203.0.113.0/24:80,443`, `[2001:db8::/32]:443`.
+
+    Raises:
+        InvalidRequest: a port is no number. The platform looks at the network.
+    """
+    if text.startswith("["):
+        cidr, _, ports = text[1:].partition("]")
+        ports = ports.removeprefix(":")
+    elif text.count(":") > 1:
+        cidr, ports = text, ""
+    else:
+        cidr, _, ports = text.partition(":")
+    words = [word for word in ports.split(",") if word]
+    if not all(word.isdecimal() for word in words):
+        raise InvalidRequest(
+            f"{text!r} is no network with ports.", hint="Write --egress 203.0.113.0/24:80,443."
+        )
+    return deployments_pb.EgressRule(cidr=cidr, ports=[int(word[:6]) for word in words])
+
+
 async def command(  # noqa: PLR0913 - the options of the command
     image: str,
     /,
@@ -181,6 +205,7 @@ async def command(  # noqa: PLR0913 - the options of the command
     env: tuple[str, ...] = (),
     restart: str = "never",
     health_path: str = "",
+    egress: tuple[str, ...] = (),
     detach: bool = False,
     options: Options = DEFAULTS,
 ) -> None:
@@ -199,6 +224,9 @@ async def command(  # noqa: PLR0913 - the options of the command
         restart: When a VM whose application has ended is booted again: never, on-failure, always.
         health_path: HTTP path that must answer with a status from 200 to 399 for a VM to get
             traffic; default: its port must accept connections.
+        egress: Network that the VMs may connect to, with its ports if not all of them:
+            203.0.113.0/24:80,443 or [2001:db8::/32]:443. May be given more than once; default: they
+            reach each other and nothing else.
         detach: Answer as soon as the job is accepted.
     """
     out = options.output()
@@ -212,6 +240,7 @@ async def command(  # noqa: PLR0913 - the options of the command
         env=parse_env(env),
         restart=restart,
         health_path=health_path,
+        egress=egress,
     )
     async with options.client() as client:
         spec = replace(spec, image=await sent(client, image, out.say))

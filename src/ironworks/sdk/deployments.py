@@ -86,6 +86,7 @@ class Deployments(Resource):
         args: Sequence[str] = (),
         restart: deployments_pb.RestartPolicy = deployments_pb.RestartPolicy.NEVER,
         health_path: str = "",
+        egress: Sequence[deployments_pb.EgressRule] = (),
         labels: Mapping[str, str] | None = None,
         idempotency_key: str = "",
     ) -> deployments_pb.CreateDeploymentResponse:
@@ -103,6 +104,7 @@ class Deployments(Resource):
             restart: When a VM whose application has ended is booted again.
             health_path: HTTP path that must answer 200 to 399 for a VM to get traffic; empty: its
                 port must accept connections.
+            egress: What the VMs may connect to; empty: nothing but each other.
             labels: For people and filters.
             idempotency_key: Made if empty.
         """
@@ -114,6 +116,7 @@ class Deployments(Resource):
             env=dict(env or {}),
             args=[*args],
             restart_policy=restart,
+            egress=[*egress],
         )
         if health_path:
             check = deployments_pb.HttpCheck(path=health_path)

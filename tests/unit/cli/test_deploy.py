@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ironworks.cli.deploy import absolute_image, parse_env
+from ironworks.cli.deploy import absolute_image, parse_egress, parse_env
 from ironworks.model.errors import InvalidRequest
 
 HERE = Path("/srv/dev/app")
@@ -38,3 +38,16 @@ def test_environment_is_read_as_the_shell_writes_it() -> None:
 def test_what_is_no_assignment(assignment: str) -> None:
     with pytest.raises(InvalidRequest, match="--env NAME=value"):
         parse_env([assignment])
+
+
+def test_what_a_vm_may_connect_to_is_a_network_with_or_without_ports() -> None:
+    for text, cidr, ports in (
+        ("203.0.113.0/24", "203.0.113.0/24", []),
+        ("203.0.113.0/24:80,443", "203.0.113.0/24", [80, 443]),
+        ("2001:db8::/32", "2001:db8::/32", []),
+        ("[2001:db8::/32]:443", "2001:db8::/32", [443]),
+    ):
+        rule = parse_egress(text)
+        assert (rule.cidr, list(rule.ports)) == (cidr, ports)
+    with pytest.raises(InvalidRequest, match="no network with ports"):
+        parse_egress("203.0.113.0/24:http")

@@ -25,7 +25,6 @@ from ironworks.gatewayd.types import (
     Deployment,
     DeploymentSpec,
     DeploymentState,
-    EgressRule,
     Host,
     HostState,
     Job,
@@ -120,9 +119,7 @@ def test_a_specification_survives_the_wire() -> None:
 
 def test_what_no_metald_does_yet_is_refused_before_anything_is_built() -> None:
     spec = DeploymentSpec(image="web")
-    for later in (
-        replace(spec, disk_bytes=MIB),
-    ):
+    for later in (replace(spec, disk_bytes=MIB),):
         with pytest.raises(Unimplemented):
             spec_from_wire(spec_to_wire(later))
 
@@ -300,3 +297,14 @@ async def test_plain_requests_are_refused_like_any_other(tmp_path: Path) -> None
     assert b"unauthenticated" in body
     answered, _, _ = await request(tmp_path, "POST", "/v1/deployments", status=400)
     assert answered == 400
+
+
+@pytest.mark.parametrize(
+    ("cidr", "port"), [("nowhere", 80), ("203.0.113.7/24", 80), ("::/0", 0), ("::/0", 65_536)]
+)
+def test_an_egress_rule_that_is_none_is_refused_before_anything_is_built(
+    cidr: str, port: int
+) -> None:
+    rule = deployments_pb.EgressRule(cidr=cidr, ports=[port])
+    with pytest.raises(InvalidRequest, match=r"spec\.egress\[0\]"):
+        spec_from_wire(deployments_pb.DeploymentSpec(image="web", egress=[rule]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
 from typing import Any
 
 from connectrpc.request import RequestContext
@@ -66,6 +67,23 @@ def _refuse_later(wire: deployments_pb.DeploymentSpec) -> None:
             )
 
 
+_MAX_PORT = 65_535
+
+
+def _egress_from_wire(index: int, rule: deployments_pb.EgressRule) -> EgressRule:
+    field = f"spec.egress[{index}]"
+    try:
+        network = ip_network(rule.cidr)
+    except ValueError:
+        raise InvalidRequest(
+            f"{field}.cidr {rule.cidr[:64]!r} is no IPv4 or IPv6 network.",
+            hint="Write it as 203.0.113.0/24 or 2001:db8::/32, without bits beyond its prefix.",
+        ) from None
+    if not all(1 <= port <= _MAX_PORT for port in rule.ports):
+        raise InvalidRequest(f"{field}.ports must each be 1 to {_MAX_PORT}.")
+    return EgressRule(cidr=str(network), ports=tuple(rule.ports))
+
+
 def spec_from_wire(wire: deployments_pb.DeploymentSpec | None) -> DeploymentSpec:
     """What shall run, defaults filled in."""
     if wire is None:
@@ -87,7 +105,7 @@ def spec_from_wire(wire: deployments_pb.DeploymentSpec | None) -> DeploymentSpec
         args=tuple(wire.args),
         restart=_RESTARTS[wire.restart_policy],
         readiness=_readiness_from_wire(wire.readiness),
-        egress=tuple(EgressRule(cidr=rule.cidr, ports=tuple(rule.ports)) for rule in wire.egress),
+        egress=tuple(_egress_from_wire(index, rule) for index, rule in enumerate(wire.egress)),
         zones=tuple(placement.zones),
         host_labels=dict(placement.host_labels),
         kernel_asset_id=wire.kernel_asset_id,

@@ -36,6 +36,7 @@ class Deployments:
         args: Sequence[str] = (),
         restart: deployments_pb.RestartPolicy = deployments_pb.RestartPolicy.NEVER,
         health_path: str = "",
+        egress: Sequence[deployments_pb.EgressRule] = (),
         labels: Mapping[str, str] | None = None,
         idempotency_key: str = "",
     ) -> deployments_pb.CreateDeploymentResponse:
@@ -53,6 +54,7 @@ class Deployments:
             restart: When a VM whose application has ended is booted again.
             health_path: HTTP path that must answer 200 to 399 for a VM to get traffic; empty: its
                 port must accept connections.
+            egress: What the VMs may connect to; empty: nothing but each other.
             labels: For people and filters.
             idempotency_key: Made if empty.
         """
@@ -68,6 +70,7 @@ class Deployments:
                 args=args,
                 restart=restart,
                 health_path=health_path,
+                egress=egress,
                 labels=labels,
                 idempotency_key=idempotency_key,
             )
