@@ -206,19 +206,55 @@ def test_contents_go_through_unchanged(contents: list[bytes]) -> None:
         layer.flush()
         tree = Tree(LIMITS)
         tree.add_layer(0, read_entries(layer.fileno(), len(tar), LIMITS))
-        read_end, write_end = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            os.close(write_end)
-            while chunk := os.read(read_end, 65536):
-                os.write(out.fileno(), chunk)
-            os._exit(0)
-        os.close(read_end)
-        ArchiveWriter(write_end, [layer.fileno()]).write(tree.items())
-        os.close(write_end)
-        os.waitpid(pid, 0)
+        tree_through_pipe(tree, layer.fileno(), out.fileno())
         out.seek(0)
         assert list(members(out.read())) == contents
+
+
+RUNS = st.lists(st.tuples(st.integers(0, 5000), st.integers(1, 5000)), max_size=6)
+
+
+@given(gaps=RUNS, tail=st.integers(0, 5000))
+@settings(max_examples=100, deadline=None)
+def test_a_sparse_map_is_the_file_it_describes(gaps: list[tuple[int, int]], tail: int) -> None:
+    """PAX 0.1: what is read of the map, written out, is the data at its places, and zeros."""
+    whole, stored, words = b"", b"", b""
+    for number, (hole, length) in enumerate(gaps):
+        data = bytes([number + 1]) * length
+        words += b"%d,%d," % (len(whole) + hole, length)
+        whole, stored = whole + bytes(hole) + data, stored + data
+    whole += bytes(tail)
+    info = tarfile.TarInfo("f")
+    info.size = len(stored)
+    info.pax_headers = {
+        "GNU.sparse.map": words.rstrip(b",").decode(),
+        "GNU.sparse.size": str(len(whole)),
+    }
+    tar = info.tobuf(tarfile.PAX_FORMAT) + stored + bytes(-len(stored) % 512) + bytes(1024)
+    with tempfile.TemporaryFile() as layer, tempfile.TemporaryFile() as out:
+        layer.write(tar)
+        layer.flush()
+        tree = Tree(LIMITS)
+        tree.add_layer(0, read_entries(layer.fileno(), len(tar), LIMITS))
+        written_bytes = tree_through_pipe(tree, layer.fileno(), out.fileno())
+        assert written_bytes == len(whole)
+        out.seek(0)
+        assert list(members(out.read())) == [whole]
+
+
+def tree_through_pipe(tree: Tree, layer: int, out: int) -> int:
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(write_end)
+        while chunk := os.read(read_end, 65536):
+            os.write(out, chunk)
+        os._exit(0)
+    os.close(read_end)
+    counts = ArchiveWriter(write_end, [layer]).write(tree.items())
+    os.close(write_end)
+    os.waitpid(pid, 0)
+    return counts.unpacked_bytes
 
 
 def members(data: bytes) -> Iterator[bytes]:

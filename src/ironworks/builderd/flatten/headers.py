@@ -95,6 +95,9 @@ def read_entries(fd: int, size: int, limits: Limits) -> Iterator[Entry]:
         InvalidRequest: the tar is damaged, cut off, or has what an image may not have.
     """
     position = 0
+    # Modes and times repeat: one object each, as there may be a million entries.
+    modes: dict[int, int] = {}
+    times: dict[int, int] = {}
     extended = Extended()
     while position < size:
         block = os.pread(fd, BLOCK, position)
@@ -118,6 +121,8 @@ def read_entries(fd: int, size: int, limits: Limits) -> Iterator[Entry]:
         extended = Extended()
         if _end(entry) > size:
             raise bad("it is longer than the layer", b"/".join(entry.path))
+        entry.mode = modes.setdefault(entry.mode, entry.mode)
+        entry.mtime = times.setdefault(entry.mtime, entry.mtime)
         yield entry
 
 

@@ -94,6 +94,8 @@ class Tree:
                 self._whiteout(entry, layer)
             else:
                 self._put(entry, layer)
+            # The tree knows its names; a million paths would be more than all else.
+            entry.path = ()
 
     def _spend(self, entry: Entry) -> None:
         """Hold the image to its bounds; what is replaced later has been held all the same."""
