@@ -6,9 +6,10 @@ from importlib.metadata import version
 
 from ironworks.gen.ironworks.gatewayd.v1 import hosts_pb as pb
 from ironworks.gen.ironworks.gatewayd.v1.hosts_connect import HostDirectoryServiceClient
-from ironworks.metald.app.context import Context
+from ironworks.metald.app.context import Context, Once
+from ironworks.metald.app.host import drain
 from ironworks.metald.app.queries import taken
-from ironworks.metald.types import Resources
+from ironworks.metald.types import HostState, Resources
 from ironworks.model.errors import NotFound
 from ironworks.model.units import NS_PER_SECOND
 from ironworks.runtime.reconcile import Report
@@ -38,13 +39,16 @@ class HostReporter:
             return Report()
         committed, reserved = await taken(context)
         used = committed + reserved
+        if context.host.state is not HostState.ACTIVE:
+            # It takes no VMs: the directory has no word for that but that nothing is left.
+            used = context.limits.capacity
         client = self._client()
         if not self._registered:
             await client.register_host(pb.RegisterHostRequest(host=self._host(used)))
             self._registered, self._reported_at_ns = True, now_ns
             return Report(counts={"registered": 1})
         try:
-            await client.heartbeat(
+            answer = await client.heartbeat(
                 pb.HeartbeatRequest(
                     host_id=context.host.host_id,
                     allocated=_resources(used),
@@ -55,6 +59,9 @@ class HostReporter:
             self._registered = False
             raise
         self._reported_at_ns = now_ns
+        if answer.state is pb.HostState.DRAINING and context.host.drain is None:
+            once = Once(scope="/DrainHost", key="", request=b"")
+            await drain(context, "The directory of hosts drains it.", 0, once=once)
         return Report(counts={"vms": committed.vms})
 
     def _host(self, used: Resources) -> pb.Host:

@@ -6,8 +6,10 @@ import pytest
 
 from ironworks.gen.ironworks.gatewayd.v1 import hosts_pb as pb
 from ironworks.gen.ironworks.gatewayd.v1.hosts_connect import HostDirectoryServiceClient
-from ironworks.metald.app import create
+from ironworks.metald.app import create, host
+from ironworks.metald.app.context import Once
 from ironworks.metald.directory import HEARTBEAT_SECONDS, HostReporter
+from ironworks.metald.types import HostState
 from ironworks.model.errors import NotFound, Unavailable
 from ironworks.testkit.clock import FakeClock
 from ironworks.testkit.metald import LIMITS, TENANT, World, vm_spec, world
@@ -20,6 +22,7 @@ class Directory:
         self.hosts: dict[str, pb.Host] = {}
         self.beats: list[pb.HeartbeatRequest] = []
         self.down = False
+        self.state = pb.HostState.READY
 
     async def register_host(self, request: pb.RegisterHostRequest) -> pb.RegisterHostResponse:
         if self.down:
@@ -32,7 +35,7 @@ class Directory:
         if request.host_id not in self.hosts:
             raise NotFound("No such host.")
         self.beats.append(request)
-        return pb.HeartbeatResponse()
+        return pb.HeartbeatResponse(state=self.state)
 
 
 @pytest.fixture
@@ -57,11 +60,11 @@ async def test_a_host_registers_with_what_it_has_then_reports_what_is_taken(
     directory = Directory()
     one = reporter(w, directory)
     await one.activate()
-    (host,) = directory.hosts.values()
-    assert host.metald_url == w.context.settings.metald_url
-    assert (host.driver, host.acceleration, host.architecture) == ("fake", "none", "amd64")
-    assert host.capacity is not None
-    assert host.capacity.vcpus == LIMITS.capacity.vcpus
+    (found,) = directory.hosts.values()
+    assert found.metald_url == w.context.settings.metald_url
+    assert (found.driver, found.acceleration, found.architecture) == ("fake", "none", "amd64")
+    assert found.capacity is not None
+    assert found.capacity.vcpus == LIMITS.capacity.vcpus
     await create.create_vm(
         w.context, tenant_id=TENANT, vm_id="", spec=vm_spec(), idempotency_key=""
     )
@@ -95,3 +98,29 @@ async def test_a_directory_that_is_down_is_tried_again(w: World) -> None:
     directory.down = False
     await one.activate()
     assert w.context.host.host_id in directory.hosts
+
+
+async def test_a_host_that_takes_no_vms_reports_that_nothing_is_left(
+    w: World, clock: FakeClock
+) -> None:
+    directory = Directory()
+    one = reporter(w, directory)
+    await one.activate()
+    await host.cordon(w.context, "", once=Once(scope="", key="", request=b""))
+    await clock.advance(HEARTBEAT_SECONDS)
+    await one.activate()
+    beat = directory.beats[-1]
+    assert beat.allocated is not None
+    assert beat.allocated.vcpus == LIMITS.capacity.vcpus
+    assert beat.vms_known == 0
+
+
+async def test_the_directory_may_order_a_drain(w: World, clock: FakeClock) -> None:
+    directory = Directory()
+    one = reporter(w, directory)
+    await one.activate()
+    directory.state = pb.HostState.DRAINING
+    await clock.advance(HEARTBEAT_SECONDS)
+    await one.activate()
+    assert w.context.host.state is HostState.DRAINED
+    assert "directory" in w.context.host.reason
