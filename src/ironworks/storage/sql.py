@@ -13,8 +13,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -264,13 +264,25 @@ class _Write(Generic[_T]):
     """A statement that waits for its turn, and where its outcome goes."""
 
     statement: Callable[[Connection], _T]
-    future: Future[_T]
+    future: asyncio.Future[_T]
 
-    def settle(self, outcome: _T | BaseException) -> None:
+
+def _settle(group: Sequence[tuple[_Write[Any], Any]]) -> None:
+    """Tell who waits what came of it; on their loop."""
+    for one, outcome in group:
+        if one.future.done():
+            continue
         if isinstance(outcome, BaseException):
-            self.future.set_exception(outcome)
+            one.future.set_exception(outcome)
         else:
-            self.future.set_result(outcome)
+            one.future.set_result(outcome)
+
+
+def _tell(group: Sequence[tuple[_Write[Any], Any]]) -> None:
+    """`_settle` from another thread: one message, however many wait."""
+    # A loop that has ended has nobody who waits.
+    with suppress(RuntimeError):
+        group[0][0].future.get_loop().call_soon_threadsafe(_settle, group)
 
 
 class Database:
@@ -295,6 +307,8 @@ class Database:
             # Before any other statement: those see what there is when the lock has been got.
             self._lock = order_by and f"LOCK TABLE {order_by} IN SHARE ROW EXCLUSIVE MODE"
         self._waiting: deque[_Write[Any]] = deque()
+        self._guard = threading.Lock()
+        self._is_writing = False
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="sql-write")
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="sql-read")
 
@@ -326,20 +340,31 @@ class Database:
             InvalidRequest: a text is too long, or has a NUL character.
             Internal: the statement is wrong.
         """
-        one = _Write(statement, Future[_T]())
-        self._waiting.append(one)
-        self._writer.submit(self._write_waiting)
-        return await asyncio.wrap_future(one.future)
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Write(statement, future))
+        with self._guard:
+            if not self._is_writing:
+                self._writer.submit(self._write_all)
+                self._is_writing = True
+        return await future
+
+    def _write_all(self) -> None:
+        """Do what waits, and what comes meanwhile."""
+        while True:
+            self._write_waiting()
+            with self._guard:
+                if not self._waiting:
+                    self._is_writing = False
+                    return
 
     def _next(self) -> _Write[Any] | None:
         while self._waiting:
             one = self._waiting.popleft()
-            if one.future.set_running_or_notify_cancel():
+            if not one.future.cancelled():
                 return one
         return None
 
     def _write_waiting(self) -> None:
-        """Do what waits; nothing, if an earlier turn of the writer did it already."""
         first = self._next()
         if first is None:
             return
@@ -354,11 +379,9 @@ class Database:
             for one, _ in group:
                 self._write_alone(one)
         except BaseException as error:  # noqa: BLE001 - nobody may be left waiting
-            for one, _ in group:
-                one.settle(error)
+            _tell([(one, error) for one, _ in group])
         else:
-            for one, outcome in group:
-                one.settle(outcome)
+            _tell(group)
 
     def _write_together(self, group: list[tuple[_Write[Any], Any]]) -> None:
         """Do the first of `group`, add who waits, and set what came of each.
@@ -403,9 +426,8 @@ class Database:
         try:
             outcome = mapped(lambda: _again(once))
         except BaseException as error:  # noqa: BLE001 - it is its caller's
-            one.settle(error)
-        else:
-            one.settle(outcome)
+            outcome = error
+        _tell([(one, outcome)])
 
     def close(self) -> None:
         """Wait for running statements and close the connections."""
