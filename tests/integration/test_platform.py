@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from ironworks.gen.ironworks.builderd.v1 import policy_pb
 from ironworks.gen.ironworks.gatewayd.v1 import roles_pb
 from ironworks.machine import inventory
 from ironworks.machine.platform import PlatformFile
 from ironworks.machine.temporary import make_directory, started, temporary_platform
-from ironworks.model.errors import FailedPrecondition
+from ironworks.model.errors import FailedPrecondition, NotFound, PermissionDenied
 from ironworks.sdk import AsyncIronworks
 from ironworks.testkit import images
 
@@ -182,3 +183,46 @@ async def test_a_platform_that_cannot_start_says_why_to_who_started_it() -> None
         assert caught.value.exit_status == 78
     finally:
         shutil.rmtree(data_dir)
+
+
+async def test_a_tenant_builds_what_it_uploads_under_its_own_policy(
+    running: Running, tmp_path: Path
+) -> None:
+    files = [
+        images.File(name="app", data=b"x"),
+        images.File(name="su", data=b"x", mode=0o4755),
+    ]
+    layer = images.Layer(tar=images.make_tar(files))
+    images.write_image(
+        tmp_path / "app", images.Image(layers=[layer], config={"Cmd": ["/app"], "User": "1000"})
+    )
+    policy = policy_pb.Policy(setuid_files=policy_pb.PolicyAction.STRIP, non_root_required=True)
+    env = running.env
+    async with AsyncIronworks(
+        env["IRONWORKS_API_URL"], env["IRONWORKS_API_KEY"], env["IRONWORKS_CA_FILE"]
+    ) as tenant:
+        reference = await tenant.builds.upload(tmp_path / "app")
+        tried = await tenant.policies.evaluate(reference, policy=policy)
+        assert tried.report is not None
+        assert tried.report.outcome is policy_pb.PolicyOutcome.CHANGED
+        await tenant.policies.set(policy, expected_revision=0)
+        with pytest.raises(PermissionDenied):
+            await tenant.policies.set(policy, expected_revision=0, platform=True)
+        asked = await tenant.builds.create(reference)
+        states = [build.state.name async for build in tenant.builds.watch(asked.build_id)]
+        assert states[-1] == "COMPLETED"
+        lines = [line.text async for line in tenant.builds.logs(asked.build_id)]
+        assert "is available" in lines[-1]
+        build = await tenant.builds.get(asked.build_id)
+        assert build.policy_report is not None
+        assert build.policy_report.outcome is policy_pb.PolicyOutcome.CHANGED
+        quota = await tenant.builds.quota()
+        assert quota.upload_bytes > 0
+        assert (await tenant.builds.stats()).completed_count >= 1
+        await tenant.registries.login("ghcr.io", "bot", "s3cret")
+        assert [one.username for one in await tenant.registries.list()] == ["bot"]
+        await tenant.registries.logout("ghcr.io")
+        await tenant.builds.delete(asked.build_id)
+        with pytest.raises(NotFound):
+            await tenant.builds.get(asked.build_id)
+        await tenant.policies.set(policy_pb.Policy(), expected_revision=1)

@@ -1,4 +1,4 @@
-"""builderd turns images into root file systems: a durable queue of builds and their worker.
+"""builderd turns images into root file systems: a durable queue of builds and their workers.
 
     QUEUED → RESOLVING → PULLING → BUILDING → VALIDATING → REGISTERING → COMPLETED
     RESOLVING → COMPLETED        the tenant has built this digest before
@@ -7,7 +7,14 @@
 Invariants, each with a test:
 
 - An accepted build ends COMPLETED, FAILED or CANCELLED, whatever is killed meanwhile; one whose
-  worker died begins again at RESOLVING.
+  worker died begins again at RESOLVING, on another worker if there is one.
+- A turn of the queue takes up the build whose turn it is when the turn begins: tenants in turn, each
+  within its limit, a tenant's own builds by priority. It is decided in one transaction.
+- Every write of a worker names the revision that it follows: who has lost a build changes nothing.
+- A tenant's policy only narrows the platform's, and the policy in force is part of what makes two
+  builds the same.
+- A password is encrypted in the database and is a file only while a build needs it; it is never
+  answered and never logged.
 - COMPLETED is written only after assetmanagerd has answered that the asset is AVAILABLE.
 - What is built is what a digest says: every blob is compared with its digest, and the tar in every
   layer with the image's configuration.
