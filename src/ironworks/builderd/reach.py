@@ -15,11 +15,13 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
+import structlog
+
 from ironworks.builderd import tenants
 from ironworks.builderd.cgroup import build_groups
 from ironworks.builderd.policy import source_of
 from ironworks.builderd.sources.documents import read_manifest
-from ironworks.builderd.sources.local import classify, locate, resolve_layout
+from ironworks.builderd.sources.local import classify, drop_damaged, locate, resolve_layout
 from ironworks.builderd.sources.skopeo import PULLS, Skopeo, registries_conf
 from ironworks.builderd.types import (
     BuilderSettings,
@@ -38,6 +40,7 @@ from ironworks.runtime.tasks import Tasks
 from ironworks.storage.sql import Database
 
 _T = TypeVar("_T")
+_log = structlog.stdlib.get_logger()
 _MAX_BREAKERS = 1000
 _PROGRESS_SECONDS = 0.5
 _YOUNG_NS = 60 * 1_000_000_000
@@ -188,6 +191,9 @@ class Reach:
                 await self._clock.sleep(_PROGRESS_SECONDS)
                 on_bytes(await asyncio.to_thread(_arrived, store, arriving, layers))
 
+        dropped = await asyncio.to_thread(drop_damaged, store / "sha256", layers)
+        if dropped:
+            _log.warning("damaged_blobs_dropped", tenant=tenant_id, blobs=dropped)
         async with Tasks() as watching:
             watching.start(watch(), name=f"progress {scratch.name}")
             pulled = await self._ask(reference, once)

@@ -115,6 +115,23 @@ async def test_what_a_registry_has_is_built(registry: str, tmp_path: Path) -> No
         assert absent.failure.code == "not_found"
 
 
+async def test_a_kept_blob_that_was_damaged_is_fetched_again(registry: str, tmp_path: Path) -> None:
+    layout = images.Layout(tmp_path / "layout")
+    await push(layout, layout.image(image("hello")), f"{registry}/app:1")
+    async with build_world(tmp_path / "data", insecure_registries=[registry]) as world:
+        first = await world.build(f"{registry}/app:1")
+        blobs = list((world.settings.builder_dir / "blobs").glob("*/sha256/*"))
+        (layer,) = [path for path in blobs if path.read_bytes()[:2] == b"\x1f\x8b"]
+        size_bytes = layer.stat().st_size
+        for damage in (b"", bytes(size_bytes)):  # as a power cut leaves files
+            layer.write_bytes(damage)
+            again = await world.end(await world.create(f"{registry}/app:1", force=True))
+            assert again.failure is None
+            assert again.result is not None
+            assert first.result is not None
+            assert again.result.sha256 == first.result.sha256
+
+
 async def test_an_index_is_resolved_to_this_platform(registry: str, tmp_path: Path) -> None:
     layout = images.Layout(tmp_path / "layout")
     other = image("other", "arm64")

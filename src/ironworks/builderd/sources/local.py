@@ -162,6 +162,25 @@ def check_blob(blobs: Path, descriptor: Descriptor) -> Path:
     return path
 
 
+def drop_damaged(blobs: Path, layers: Sequence[Descriptor]) -> int:
+    """Remove kept blobs that are not what they should be; answers how many. Blocks.
+
+    skopeo takes a blob that is there for whole; after a power cut it may not be.
+    """
+    dropped = 0
+    for layer in layers:
+        path = blob_path(blobs, layer.digest)
+        try:
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            continue
+        if f"sha256:{found}" != layer.digest:
+            path.unlink(missing_ok=True)
+            dropped += 1
+    return dropped
+
+
 def resolve_layout(path: Path, name: str) -> tuple[Resolved, Pulled]:
     """What a layout's image is for this machine.
 
