@@ -54,10 +54,10 @@ async def _links(tag: str) -> set[Item]:
     return {Item("link", name) for name in names if name.startswith(f"{PREFIX}{tag}")}
 
 
-async def _tables() -> set[Item]:
+async def _tables(tag: str) -> set[Item]:
     listed = await run(["nft", "list", "tables"], timeout_seconds=10, check=False)
     lines = listed.stdout.decode().splitlines()
-    return {Item("nftables", line) for line in lines if "ironworks" in line}
+    return {Item("nftables", line) for line in lines if line.endswith(f" {PREFIX}_{tag}")}
 
 
 def _namespaces(tag: str) -> set[Item]:
@@ -89,4 +89,4 @@ async def take(data_dir: Path) -> frozenset[Item]:
     """What there is now of the platform of `data_dir`."""
     tag = tag_of(data_dir)
     found = _processes(data_dir, tag) | _namespaces(tag) | _cgroups(tag) | _mounts(data_dir)
-    return frozenset(found | _jails(data_dir) | await _links(tag) | await _tables())
+    return frozenset(found | _jails(data_dir) | await _links(tag) | await _tables(tag))

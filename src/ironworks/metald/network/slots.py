@@ -365,9 +365,10 @@ class HostNetwork:
     async def drain(self) -> None:
         """See `Network`."""
         self._drained = True
-        while self._ready:
-            slot, _ = self._ready.popitem()
-            await asyncio.to_thread(self._remove, self.names(slot))
+        slots = list(self._ready)
+        self._ready.clear()
+        # At once: most of a removal is waiting for the kernel.
+        await asyncio.gather(*(asyncio.to_thread(self._remove, self.names(slot)) for slot in slots))
         await asyncio.to_thread(self._fabric.remove_if_empty)
         self._fabric.close()
 
