@@ -40,10 +40,13 @@ class Fleet:
             )
 
     async def ready(self, name: str, lives: int = 1) -> None:
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(600):
             while True:
-                if (self._directory / f"{name}.log").read_text().count("ready\n") >= lives:
+                said = (self._directory / f"{name}.log").read_text()
+                if said.count("ready\n") >= lives:
                     return
+                if self.running[name].poll() is not None:
+                    pytest.fail(f"{name} does not start: {said[-2000:]}")
                 await asyncio.sleep(0.05)
 
     def kill(self, name: str) -> None:
