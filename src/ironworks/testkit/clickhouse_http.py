@@ -28,7 +28,8 @@ _TRANSPORT = {
     "send_progress_in_http_headers", "http_headers_progress_interval_ms", "role", "decompress",
     "cancel_http_readonly_queries_on_client_close",
 }  # fmt: skip
-_INSERT = re.compile(rb"\s*(INSERT\s+INTO\s.*?)\s+FORMAT\s+(\w+)\s*", re.IGNORECASE | re.DOTALL)
+_INSERT = re.compile(rb"\s*(INSERT\s+INTO\s.*?)\s+FORMAT\s+(\w+)[ ]*\n?", re.IGNORECASE | re.DOTALL)
+"""One newline ends the statement: the data behind it may begin with what looks like another."""
 _CODE = re.compile(r"Code: (\d+)")
 
 
@@ -101,7 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, b"Ok.\n", {})
             return
         arguments = dict(parse_qsl(url.query, keep_blank_values=True))
-        said = arguments.get("query", "").encode()
+        said = arguments.get("query", "").rstrip().encode()
         statement = said + (b"\n" if said and body else b"") + body
         try:
             with self.front.lock:
