@@ -36,7 +36,7 @@ STATE = vm_pb.VmState
 CLOCK, ENTROPY = SystemClock(), SystemEntropy()
 WORKERS = 4
 KEPT = 3
-PATIENCE_SECONDS = 180
+PATIENCE_SECONDS = 60
 _T = TypeVar("_T")
 
 
@@ -82,7 +82,8 @@ class Load:
         while not self.over:
             vm_id = new_id("vm", CLOCK, ENTROPY)
             # A boot that was cut off ends in FAILED, and says so: the next one may go better.
-            with suppress(FailedPrecondition, NotFound):
+            # On a machine that stands still nothing comes to its end between two kills: given up.
+            with suppress(FailedPrecondition, NotFound, TimeoutError):
                 await self.boot(vm_id)
                 if ENTROPY.uniform(0, 1) > 0.5:
                     reboot = vm_pb.RebootVmRequest(vm_id=vm_id, idempotency_key=f"reboot-{vm_id}")
@@ -91,7 +92,7 @@ class Load:
                     stop = vm_pb.ShutdownVmRequest(vm_id=vm_id)
                     await self.insist("stop", lambda one=stop: vms.shutdown_vm(one))
             delete = vm_pb.DeleteVmRequest(vm_id=vm_id, force=True)
-            with suppress(NotFound):
+            with suppress(NotFound, TimeoutError):
                 await self.insist("delete", lambda one=delete: vms.delete_vm(one))
 
 
