@@ -1,4 +1,8 @@
-"""aggregatord killed at any moment: what it acknowledged is there, once; the rest comes again."""
+"""Sampler, billaged and aggregatord are killed at random moments while VMs use CPU.
+
+What the sampler knew to be acknowledged is in the store, each sample once, and the CPU time of the
+samples adds up to what the counters say.
+"""
 
 from __future__ import annotations
 
@@ -6,161 +10,174 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
-from pyqwest import Client, HTTPTransport
 
-from ironworks.gen.ironworks.aggregatord.v1 import batch_pb, usage_pb
-from ironworks.gen.ironworks.aggregatord.v1.batch_connect import BatchServiceClient
+from ironworks.gen.ironworks.aggregatord.v1 import usage_pb
 from ironworks.gen.ironworks.aggregatord.v1.usage_connect import UsageServiceClient
+from ironworks.gen.ironworks.billaged.v1 import meter_pb
+from ironworks.gen.ironworks.billaged.v1.meter_connect import MeterServiceClient
+from ironworks.metald.sampling.types import TICK_NS
 from ironworks.model.errors import IronError
-from ironworks.model.units import NS_PER_SECOND
-from ironworks.runtime.clock import SystemClock
-from ironworks.runtime.identity import ServiceSigner, ensure_service_keys
-from ironworks.runtime.rpc.client import Clients
-from ironworks.runtime.settings import Settings
+from ironworks.model.units import MIB, NS_PER_SECOND
+from ironworks.runtime.clock import SystemClock, SystemEntropy
+from ironworks.runtime.tasks import Tasks
 from ironworks.storage.clickhouse import ChdbEngine
-from ironworks.testkit.gatewayd import free_port
-from ironworks.testkit.metering import batch, reading, window
+from ironworks.testkit.sampler_process import TENANT_ID
+from ironworks.testkit.services import Services, running
 
+VMS = ("vm_1", "vm_2", "vm_3")
+VICTIMS = ("sampler", "billaged", "aggregatord")
+KILLS, THOROUGH_KILLS = 6, 200
+STEP_NS = 10_000_000
 CLOCK = SystemClock()
-START_SECONDS = 120.0
-WINDOW_TICKS = 600
-VMS = 8
-MINUTE_NS = 60 * NS_PER_SECOND
+CHANCE = SystemEntropy()
 
 
-@dataclass
-class Service:
-    """aggregatord as a process on a data directory, and its callers' clients."""
+class Counters:
+    """Counter files that grow by themselves, until they are told to stand still."""
 
-    directory: Path
-    settings: Settings
-    process: asyncio.subprocess.Process | None = None
+    def __init__(self, directory: Path) -> None:
+        self.cpu_ns = STEP_NS
+        self._files = [directory / name for name in VMS]
+        for files in self._files:
+            files.mkdir(parents=True)
+            (files / "memory").write_text(f"{64 * MIB}\n")
+        self._write()
 
-    def clients(self, service: str) -> Clients:
-        signer = ServiceSigner.load(self.directory, service, self.settings.trust_domain, CLOCK)
-        return Clients(settings=self.settings, signer=signer)
+    def _write(self) -> None:
+        for files in self._files:
+            flags = os.O_WRONLY | os.O_CREAT
+            descriptor = os.open(files / "cpu", flags, 0o644)
+            os.write(descriptor, b"%020d\n" % self.cpu_ns)
+            os.close(descriptor)
 
-    async def start(self) -> None:
-        environment = {
-            **os.environ,
-            "IRONWORKS_DATA_DIR": str(self.directory),
-            "IRONWORKS_AGGREGATORD_URL": self.settings.aggregatord_url,
-        }
-        self.process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "ironworks.aggregatord",
-            env=environment,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
-        http = Client(HTTPTransport(proxy=()))
-        async with asyncio.timeout(START_SECONDS):
-            while True:
-                with suppress(OSError):
-                    url = f"{self.settings.aggregatord_url}/readyz"
-                    if (await http.execute("GET", url)).status == 200:
-                        return
-                await asyncio.sleep(0.02)
-
-    async def end(self, number: signal.Signals) -> None:
-        if self.process is not None:
-            self.process.send_signal(number)
-            await self.process.wait()
-            self.process = None
+    async def grow(self) -> None:
+        while True:
+            await asyncio.sleep(0.05)
+            self.cpu_ns += STEP_NS
+            self._write()
 
 
-@asynccontextmanager
-async def service(directory: Path) -> AsyncGenerator[Service]:
-    ensure_service_keys(directory)
-    url = f"http://127.0.0.1:{free_port()}"
-    one = Service(directory, Settings(data_dir=directory, aggregatord_url=url))
+async def start_sampler(services: Services, host: Path) -> None:
+    services.processes["sampler"] = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "ironworks.testkit.sampler_process", str(host)),
+        env={**os.environ, **services.env},
+        stderr=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+    )
+
+
+async def kill_one(services: Services, host: Path) -> None:
+    await asyncio.sleep(CHANCE.uniform(0.0, 1.5))
+    victim = VICTIMS[int(CHANCE.uniform(0, len(VICTIMS)))]
+    async with Tasks() as tasks:
+        if CHANCE.uniform(0, 1) < 0.5:
+            # In the middle of closing windows, or of shipping them.
+            tasks.start(flush(services), name="flush")
+            await asyncio.sleep(CHANCE.uniform(0.0, 0.2))
+        await services.end(victim, signal.SIGKILL)
+        if victim == "sampler":
+            await start_sampler(services, host)
+        else:
+            await services.start(victim)
+
+
+def acknowledged(host: Path) -> set[int]:
+    return {int(line) for line in (host / "acknowledged").read_text().split()}
+
+
+async def until_sampled(host: Path) -> None:
+    """Until a sample that is taken from now on has been acknowledged."""
+    now_seq = CLOCK.monotonic_ns() // TICK_NS
+    async with asyncio.timeout(60):
+        while max(acknowledged(host)) <= now_seq + 1:  # noqa: ASYNC110 - another process writes it
+            await asyncio.sleep(0.1)
+
+
+async def flush(services: Services) -> bool:
+    meter = services.clients("metald").of(MeterServiceClient, "billaged", timeout_seconds=30)
     try:
-        await one.start()
-        yield one
+        await meter.flush_windows(meter_pb.FlushWindowsRequest())
+        status = await meter.get_status(meter_pb.GetStatusRequest())
+    except (IronError, OSError):
+        return False
+    return status.batches_waiting == 0
+
+
+async def all_shipped(services: Services) -> None:
+    async with asyncio.timeout(90):
+        while not await flush(services):  # noqa: ASYNC110 - another process ships
+            await asyncio.sleep(0.2)
+
+
+async def raw(data_dir: Path, sql: str) -> list[list[Any]]:
+    engine = ChdbEngine(data_dir / "aggregatord" / "usage")
+    await engine.open()
+    try:
+        return await engine.rows(sql)
     finally:
-        await one.end(signal.SIGKILL)
+        await engine.close()
 
 
-def minute(number: int, start_at_ns: int) -> batch_pb.SubmitBatchRequest:
-    """A minute of all VMs, always the same."""
-    seq = range(number * WINDOW_TICKS, (number + 1) * WINDOW_TICKS)
-    windows = [window(seq, vm_id=f"vm_{vm}", start_at_ns=start_at_ns) for vm in range(VMS)]
-    return batch(windows)
+def asked(services: Services, began_ns: int) -> tuple[UsageServiceClient, usage_pb.Interval]:
+    interval = usage_pb.Interval(
+        from_ns=began_ns - NS_PER_SECOND, to_ns=CLOCK.now_ns() + 60 * NS_PER_SECOND
+    )
+    clients = services.clients("gatewayd")
+    return clients.of(UsageServiceClient, "aggregatord", tenant_id=TENANT_ID), interval
 
 
-async def submit_through_a_kill(
-    on: Service, requests: list[batch_pb.SubmitBatchRequest], delay_seconds: float
-) -> int:
-    """Submit until the service dies after some time; answers how many were acknowledged."""
-    client = on.clients("billaged").of(BatchServiceClient, "aggregatord", timeout_seconds=30)
+async def cpu_used(services: Services, began_ns: int) -> dict[str, int]:
+    usage, interval = asked(services, began_ns)
+    answer = await usage.get_usage(usage_pb.GetUsageRequest(interval=interval, by_vm=True))
+    return {
+        row.vm_id: int(row.quantity) for row in answer.rows if row.meter is usage_pb.Meter.VCPU_USED
+    }
 
-    async def kill() -> None:
-        await asyncio.sleep(delay_seconds)
-        await on.end(signal.SIGKILL)
 
-    acknowledged = 0
-    async with asyncio.TaskGroup() as group:
-        killing = group.create_task(kill())
-        for request in requests:
-            try:
-                await client.submit_batch(request)
-            except (IronError, OSError):
-                break
-            acknowledged += 1
-        await killing
-    return acknowledged
+async def gap_reasons(services: Services, began_ns: int) -> set[str]:
+    usage, interval = asked(services, began_ns)
+    answer = await usage.get_completeness(usage_pb.GetCompletenessRequest(interval=interval))
+    assert answer.total is not None
+    assert answer.total.expected == answer.total.received + answer.total.missing
+    return {gap.reason.name for gap in answer.gaps}
 
 
 @pytest.mark.timeout(7200)
-async def test_kills_lose_and_double_nothing(tmp_path: Path, thorough: bool) -> None:
-    kills = 75 if thorough else 3
-    chance = np.random.default_rng(kills)
-    start_at_ns = CLOCK.now_ns() // MINUTE_NS * MINUTE_NS - 3 * 24 * 60 * MINUTE_NS
-    done = 0
-    async with service(tmp_path) as on:
-        for number in range(kills):
-            requests = [minute(done + ahead, start_at_ns) for ahead in range(20)]
-            done += await submit_through_a_kill(on, requests, chance.uniform(0.0, 0.4))
-            # Every third time the store is asked before what was not acknowledged comes again.
-            await on.start()
-            if number % 3 == 0:
-                await check(on, start_at_ns, done, exactly=False)
-        client = on.clients("billaged").of(BatchServiceClient, "aggregatord")
-        for again in (done - 1, done):
-            await client.submit_batch(minute(again, start_at_ns))
-        await check(on, start_at_ns, done + 1, exactly=True)
-        await on.end(signal.SIGTERM)
-    engine = ChdbEngine(tmp_path / "aggregatord" / "usage")
-    await engine.open()
-    rows = await engine.rows("SELECT count(), uniqExact(vm_id, seq) FROM raw_samples FINAL")
-    await engine.close()
-    assert rows == [[VMS * WINDOW_TICKS * (done + 1)] * 2]
-
-
-async def check(on: Service, start_at_ns: int, minutes: int, *, exactly: bool) -> None:
-    """All acknowledged minutes are there, whole; one more may be, that was not acknowledged."""
-    client = on.clients("gatewayd").of(
-        UsageServiceClient, "aggregatord", tenant_id="tnt_a", timeout_seconds=120
+async def test_kills_lose_nothing_that_was_acknowledged_and_double_nothing(
+    tmp_path: Path, thorough: bool
+) -> None:
+    host, began_ns = tmp_path / "host", CLOCK.now_ns()
+    counters = Counters(host)
+    async with running(tmp_path, ["aggregatord", "billaged"]) as services:
+        await start_sampler(services, host)
+        async with Tasks() as tasks:
+            tasks.start(counters.grow(), name="counters")
+            for _ in range(THOROUGH_KILLS if thorough else KILLS):
+                await kill_one(services, host)
+        # The counters stand still from here on.
+        await until_sampled(host)
+        safe = acknowledged(host)
+        await all_shipped(services)
+        reasons = await gap_reasons(services, began_ns)
+        used = await cpu_used(services, began_ns)
+        await services.end("sampler", signal.SIGKILL)
+        await services.end("aggregatord", signal.SIGTERM)
+    # Of what it knows a sampler that dies takes at most the ticks that were under way with it.
+    assert reasons <= {"AGENT_DOWN", "SAMPLER_LATE", "STREAM_DOWN"}
+    rows = await raw(
+        tmp_path,
+        "SELECT vm_id, count(), uniqExact(seq), min(cpu_ns), max(cpu_ns),"
+        " groupArray(seq) FROM raw_samples GROUP BY vm_id ORDER BY vm_id",
     )
-    end_ns = start_at_ns + (minutes + 2) * MINUTE_NS
-    answer = await client.get_usage(
-        usage_pb.GetUsageRequest(
-            interval=usage_pb.Interval(from_ns=start_at_ns, to_ns=end_ns), by_vm=True
-        )
-    )
-    used = {
-        row.vm_id: int(row.quantity) for row in answer.rows if row.meter == usage_pb.Meter.VCPU_USED
-    }
-    allowed = {
-        reading("cpu_ns", (minutes + more) * WINDOW_TICKS - 1)
-        for more in ((0,) if exactly else (0, 1))
-    }
-    assert minutes == 0 or set(used.values()) <= allowed
-    assert minutes == 0 or len(used) == VMS
+    assert [row[0] for row in rows] == list(VMS)
+    assert len(safe) > 10
+    for vm_id, count, distinct, first_cpu_ns, last_cpu_ns, numbers in rows:
+        assert count == distinct, "no sample is there twice"
+        stored = {int(number) for number in numbers}
+        assert safe <= stored, "what was acknowledged is there"
+        assert last_cpu_ns == counters.cpu_ns
+        assert used[vm_id] == last_cpu_ns - first_cpu_ns, "all of it is charged, and once"

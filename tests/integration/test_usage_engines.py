@@ -7,6 +7,7 @@ but time: billaged keeps what it has, and what was acknowledged is there.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ironworks.billaged.app import Collector
 from ironworks.billaged.types import BillagedSettings
 from ironworks.gen.ironworks.aggregatord.v1 import batch_pb
 from ironworks.gen.ironworks.aggregatord.v1.usage_pb import Meter
+from ironworks.gen.ironworks.billaged.v1 import meter_pb
 from ironworks.model.errors import Unavailable
 from ironworks.runtime.tasks import Tasks
 from ironworks.storage.clickhouse import ClickHouseEngine
@@ -99,7 +101,7 @@ class Direct:
 async def feed(collector: Collector, clock: FakeClock, first: int, count: int) -> None:
     """Ticks of one VM; the clock goes with them, and windows are closed."""
 
-    async def ticks() -> Any:
+    async def ticks() -> AsyncIterator[meter_pb.StreamMetricsRequest]:
         attached = [attachment(0, "vm_1", 0)]
         yield said(0, hello(attached, run_id=f"run{first}"))
         for ordinal, seq in enumerate(range(first, first + count), 1):
