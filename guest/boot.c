@@ -175,9 +175,27 @@ void boot_read_config(struct config *config)
 		fail("%s", why);
 }
 
-static void mount_root(const struct config *config)
+/* Where what is written to the root goes: to a disk of its own, else to memory. */
+static void mount_scratch(const struct config *config)
 {
 	char disk[64], options[128];
+
+	if (config->scratch) {
+		wait_disk("scratch", "vdc", disk);
+		must_mount("The VM's own disk", disk, SCRATCH, "ext4", 0, NULL);
+		return;
+	}
+	if (config->overlay_bytes)
+		snprintf(options, sizeof(options), "mode=0755,size=%llu",
+			 (unsigned long long)config->overlay_bytes);
+	else
+		snprintf(options, sizeof(options), "mode=0755,size=50%%");
+	must_mount("The writable layer", "scratch", SCRATCH, "tmpfs", 0, options);
+}
+
+static void mount_root(const struct config *config)
+{
+	char disk[64];
 	int ext4 = strcmp(config->root_format, "ext4") == 0;
 
 	if (!ext4 && strcmp(config->root_format, "squashfs") != 0 &&
@@ -195,12 +213,7 @@ static void mount_root(const struct config *config)
 	if (mount(disk, LOWER, config->root_format, MS_RDONLY, ext4 ? "noload" : NULL) < 0)
 		fail("The root disk is not a %s file system that this kernel can mount: %s.",
 		     config->root_format, strerror(errno));
-	if (config->overlay_bytes)
-		snprintf(options, sizeof(options), "mode=0755,size=%llu",
-			 (unsigned long long)config->overlay_bytes);
-	else
-		snprintf(options, sizeof(options), "mode=0755,size=50%%");
-	must_mount("The writable layer", "scratch", SCRATCH, "tmpfs", 0, options);
+	mount_scratch(config);
 	make_directory(SCRATCH "/upper", 0755);
 	make_directory(SCRATCH "/work", 0755);
 	must_mount("The root", "root", ROOT, "overlay", 0,

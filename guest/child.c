@@ -249,3 +249,23 @@ pid_t child_start(const struct config *config, const struct user *user)
 	free(env);
 	return pid;
 }
+
+void child_become_init(const struct config *config)
+{
+	static char path[] = "/sbin/init";
+	static char *args[CONFIG_MAX_ARGS + 2];
+	const struct user root = {.home = "/root"};
+	char **env = environment(config, &root);
+	size_t count = 0;
+	sigset_t none;
+
+	/* What the image calls its entrypoint may be that very init. */
+	if (strcmp(config->args[0], path) != 0)
+		args[count++] = path;
+	for (size_t i = 0; i < config->arg_count; i++)
+		args[count++] = config->args[i];
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	execve(path, args, env);
+	fail("The image's own /sbin/init could not be started: %s.", strerror(errno));
+}

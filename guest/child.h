@@ -14,4 +14,10 @@
  */
 pid_t child_start(const struct config *config, const struct user *user);
 
+/*
+ * Hands process 1 over to the image's own init, as root, with the image's
+ * environment; fails the boot with a sentence if there is none that can run.
+ */
+void child_become_init(const struct config *config) __attribute__((noreturn));
+
 #endif

@@ -125,6 +125,12 @@ static const char *set_u32(struct config *c, uint32_t tag, uint32_t number)
 			return "The config disk asks for a control channel that this init does not know.";
 		c->control = number;
 		return NULL;
+	case TAG_IMAGE_INIT:
+	case TAG_SCRATCH:
+		if (number > 1)
+			return "The config disk holds a switch that is neither 0 nor 1.";
+		*(tag == TAG_SCRATCH ? &c->scratch : &c->image_init) = number;
+		return NULL;
 	default: /* TAG_CONTROL_PORT */
 		c->control_port = number;
 		return NULL;
@@ -145,10 +151,22 @@ static const char *set_address(struct config *c, uint32_t tag, const uint8_t *va
 		memcpy(c->gateway, value, 4);
 		c->has_gateway = 1;
 		return NULL;
-	default: /* TAG_DNS */
+	case TAG_ADDRESS_V6:
+		if (value[0] > 128)
+			return "The config disk's IPv6 prefix length is greater than 128.";
+		c->prefix_length_v6 = value[0];
+		memcpy(c->address_v6, value + 1, 16);
+		c->has_address_v6 = 1;
+		return NULL;
+	case TAG_GATEWAY_V6:
+		memcpy(c->gateway_v6, value, 16);
+		c->has_gateway_v6 = 1;
+		return NULL;
+	default: /* TAG_DNS, TAG_DNS_V6 */
 		if (c->dns_count == CONFIG_MAX_DNS)
 			return "The config disk names more than 3 DNS servers.";
-		memcpy(c->dns[c->dns_count++], value, 4);
+		c->dns[c->dns_count].v6 = tag == TAG_DNS_V6;
+		memcpy(c->dns[c->dns_count++].address, value, tag == TAG_DNS_V6 ? 16 : 4);
 		return NULL;
 	}
 }
@@ -172,12 +190,19 @@ static const char *set_record(struct config *c, uint32_t tag, uint8_t *value, ui
 	case TAG_POWER_OFF:
 	case TAG_CONTROL:
 	case TAG_CONTROL_PORT:
+	case TAG_IMAGE_INIT:
+	case TAG_SCRATCH:
 		return length == 4 ? set_u32(c, tag, u32_at(value)) : wrong;
 	case TAG_ADDRESS:
 		return length == 5 ? set_address(c, tag, value) : wrong;
 	case TAG_GATEWAY:
 	case TAG_DNS:
 		return length == 4 ? set_address(c, tag, value) : wrong;
+	case TAG_ADDRESS_V6:
+		return length == 17 ? set_address(c, tag, value) : wrong;
+	case TAG_GATEWAY_V6:
+	case TAG_DNS_V6:
+		return length == 16 ? set_address(c, tag, value) : wrong;
 	case TAG_OVERLAY_BYTES:
 	case TAG_CLOCK:
 		if (length != 8)

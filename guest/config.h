@@ -51,6 +51,11 @@ enum config_tag {
 	TAG_CONTROL_PORT = 16, /* u32, vsock port at the host */
 	TAG_HOSTS_LINE = 17,   /* string, a line of /etc/hosts, up to 16 times */
 	TAG_CLOCK = 18,        /* u64, UTC ns when the disk was written; 0: leave the clock */
+	TAG_ADDRESS_V6 = 19,   /* prefix length u8, then 16 bytes of IPv6 */
+	TAG_GATEWAY_V6 = 20,   /* 16 bytes of IPv6 */
+	TAG_DNS_V6 = 21,       /* 16 bytes of IPv6; with TAG_DNS up to 3 times */
+	TAG_IMAGE_INIT = 22,   /* u32, 1: the image's own init becomes process 1 */
+	TAG_SCRATCH = 23,      /* u32, 1: a disk takes what is written to the root */
 	TAG_OPTIONAL = 0x8000,
 };
 
@@ -76,8 +81,16 @@ struct config {
 	int has_gateway;
 	uint8_t gateway[4];
 	uint32_t mtu;
+	int has_address_v6;
+	uint8_t prefix_length_v6;
+	uint8_t address_v6[16];
+	int has_gateway_v6;
+	uint8_t gateway_v6[16];
 	size_t dns_count;
-	uint8_t dns[CONFIG_MAX_DNS][4];
+	struct config_dns {
+		int v6;
+		uint8_t address[16]; /* the first 4 of them, if it is IPv4 */
+	} dns[CONFIG_MAX_DNS];
 	size_t env_count;
 	char *env[CONFIG_MAX_ENV + 1];
 	const char *user;
@@ -91,6 +104,8 @@ struct config {
 	uint32_t power_off;
 	uint32_t control;
 	uint32_t control_port;
+	uint32_t image_init;
+	uint32_t scratch;
 	uint64_t clock_ns;
 };
 

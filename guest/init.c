@@ -55,13 +55,18 @@ static void pause_ms(long milliseconds)
 
 static void power_off(void) __attribute__((noreturn));
 
-static void power_off(void)
+/* A host that is away keeps no VM alive: the console holds the report too. */
+static void flush_control(void)
 {
 	long long deadline = now_ns() + REPORT_WAIT_NS;
 
-	/* A host that is away keeps no VM alive: the console holds the report too. */
 	while (control.kind != CONTROL_NONE && !control_flush(&control) && now_ns() < deadline)
 		pause_ms(CHANNEL_POLL_EARLY_MS);
+}
+
+static void power_off(void)
+{
+	flush_control();
 	if (switched) {
 		kill(-1, SIGKILL);
 		while (waitpid(-1, NULL, WNOHANG) > 0)
@@ -302,6 +307,9 @@ int main(int count, char **words)
 	/* The kernel hands on the words of its command line that it does not know. */
 	if (count > 1 && strcmp(words[1], "probe") == 0) {
 		say("probe passed");
+		/* Firecracker ends on a reboot only. */
+		if (count > 2 && strcmp(words[2], "reboot") == 0)
+			config.power_off = POWER_OFF_REBOOT;
 		power_off();
 	}
 	boot_load_modules("disk");
@@ -322,6 +330,11 @@ int main(int count, char **words)
 	net_files(&config);
 	if (user_resolve(config.user, "/etc/passwd", "/etc/group", &user, &why) < 0)
 		fail(why, config.user);
+	if (config.image_init) {
+		control_send(&control, "ready");
+		flush_control();
+		child_become_init(&config);
+	}
 	signals = block_signals();
 	if (signals < 0)
 		fail("init could not listen for signals: %s.", strerror(errno));

@@ -85,6 +85,57 @@ static void add_default_route(int fd, const struct config *config)
 		fail("The network's default route could not be set: %s.", strerror(errno));
 }
 
+static void set_sysctl(const char *path, const char *value)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		return;
+	if (write(fd, value, strlen(value)) < 0)
+		say("%s could not be set: %s", path, strerror(errno));
+	close(fd);
+}
+
+/* From linux/ipv6.h, which clashes with netinet/in.h. */
+struct in6_interface {
+	struct in6_addr address;
+	uint32_t prefix_length;
+	int index;
+};
+
+/* Before the interface is up: the address is ours alone on this link, and no router speaks. */
+static void prepare_v6(const char *name)
+{
+	static const char *const settings[][2] = {{"accept_dad", "0"}, {"accept_ra", "0"}};
+	char path[96];
+
+	for (size_t i = 0; i < sizeof(settings) / sizeof(settings[0]); i++) {
+		snprintf(path, sizeof(path), "/proc/sys/net/ipv6/conf/%s/%s", name, settings[i][0]);
+		set_sysctl(path, settings[i][1]);
+	}
+}
+
+static void configure_v6(const char *name, const struct config *config)
+{
+	struct in6_interface interface = {.prefix_length = config->prefix_length_v6};
+	struct in6_rtmsg route = {.rtmsg_metric = 1, .rtmsg_flags = RTF_UP | RTF_GATEWAY};
+	int fd = socket(AF_INET6, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+
+	if (fd < 0)
+		fail("The kernel has no IPv6: %s.", strerror(errno));
+	interface.index = (int)if_nametoindex(name);
+	memcpy(&interface.address, config->address_v6, 16);
+	if (ioctl(fd, SIOCSIFADDR, &interface) < 0 && errno != EEXIST)
+		fail("The network's IPv6 address could not be set on %s: %s.", name, strerror(errno));
+	if (config->has_gateway_v6) {
+		memcpy(&route.rtmsg_gateway, config->gateway_v6, 16);
+		route.rtmsg_ifindex = interface.index;
+		if (ioctl(fd, SIOCADDRT, &route) < 0)
+			fail("The network's default IPv6 route could not be set: %s.", strerror(errno));
+	}
+	close(fd);
+}
+
 void net_up(const struct config *config)
 {
 	struct ifreq interface = {0};
@@ -98,9 +149,13 @@ void net_up(const struct config *config)
 		memset(&interface, 0, sizeof(interface));
 		if (!find_interface(interface.ifr_name))
 			fail("The VM has no network interface: the VMM did not attach it.");
+		if (config->has_address_v6)
+			prepare_v6(interface.ifr_name);
 		configure(fd, &interface, config);
 		if (config->has_gateway)
 			add_default_route(fd, config);
+		if (config->has_address_v6)
+			configure_v6(interface.ifr_name, config);
 	}
 	close(fd);
 }
@@ -119,20 +174,9 @@ static void write_file(const char *path, const char *text)
 		close(fd);
 }
 
-static void set_sysctl(const char *path, const char *value)
-{
-	int fd = open(path, O_WRONLY | O_CLOEXEC);
-
-	if (fd < 0)
-		return;
-	if (write(fd, value, strlen(value)) < 0)
-		say("%s could not be set: %s", path, strerror(errno));
-	close(fd);
-}
-
 void net_files(const struct config *config)
 {
-	char text[FILE_BYTES], address[INET_ADDRSTRLEN];
+	char text[FILE_BYTES], address[INET6_ADDRSTRLEN];
 	size_t used;
 
 	if (mkdir("/etc", 0755) < 0 && errno != EEXIST)
@@ -149,6 +193,11 @@ void net_files(const struct config *config)
 		used += (size_t)snprintf(text + used, sizeof(text) - used, "%s\t%s\n", address,
 					 config->hostname);
 	}
+	if (config->has_address_v6) {
+		inet_ntop(AF_INET6, config->address_v6, address, sizeof(address));
+		used += (size_t)snprintf(text + used, sizeof(text) - used, "%s\t%s\n", address,
+					 config->hostname);
+	}
 	for (size_t i = 0; i < config->hosts_count; i++) {
 		if (strlen(config->hosts[i]) + 2 > sizeof(text) - used)
 			break;
@@ -159,7 +208,8 @@ void net_files(const struct config *config)
 	if (config->dns_count) {
 		used = 0;
 		for (size_t i = 0; i < config->dns_count; i++) {
-			inet_ntop(AF_INET, config->dns[i], address, sizeof(address));
+			inet_ntop(config->dns[i].v6 ? AF_INET6 : AF_INET, config->dns[i].address,
+				  address, sizeof(address));
 			used += (size_t)snprintf(text + used, sizeof(text) - used, "nameserver %s\n",
 						 address);
 		}

@@ -43,7 +43,7 @@ from ironworks.metald.drivers.driver import (
     signal_name,
 )
 from ironworks.metald.drivers.processes import VmmProcess, boot_id, is_alive, mark_reboot, tail
-from ironworks.metald.drivers.qemu.sockets import connect
+from ironworks.metald.drivers.sockets import connect
 from ironworks.metald.network import namespace, naming
 from ironworks.metald.network.links import LinkError, Links, set_sysctls
 from ironworks.metald.steps import Step, Steps

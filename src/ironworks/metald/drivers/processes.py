@@ -32,6 +32,15 @@ def is_alive(evidence: Evidence) -> bool:
     return evidence.boot_id == boot_id() and start_ticks(evidence.pid) == evidence.pid_start_ticks
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a process stands still because a signal said so."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return text.rpartition(")")[2].split()[:1] == ["T"]
+
+
 def tail(path: Path, lines: int = CONSOLE_TAIL_LINES) -> tuple[str, ...]:
     """Last lines of a console's log that have text, oldest first, control characters taken out."""
     try:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ironworks.metald.drivers.driver import Driver, DriverKind, Probe
 from ironworks.metald.drivers.fake import FakeDriver
+from ironworks.metald.drivers.firecracker import FirecrackerDriver
 from ironworks.metald.drivers.qemu import QemuDriver
 from ironworks.metald.steps import Steps
 from ironworks.runtime.clock import Clock
@@ -26,6 +27,9 @@ def make_drivers(
     return {
         DriverKind.FAKE: FakeDriver(clock, steps),
         DriverKind.QEMU: QemuDriver(clock, steps, guest_dir=guest_dir, state_dir=state_dir),
+        DriverKind.FIRECRACKER: FirecrackerDriver(
+            clock, steps, guest_dir=guest_dir, state_dir=state_dir
+        ),
     }
 
 

@@ -22,7 +22,7 @@ import struct
 import zlib
 from enum import IntEnum
 
-from ironworks.metald.drivers.driver import GuestConfig
+from ironworks.metald.drivers.driver import GuestConfig, GuestNetwork
 
 MAGIC = b"IRONCFG\n"
 VERSION = 1
@@ -61,6 +61,11 @@ class Tag(IntEnum):
     CONTROL_PORT = 16
     HOSTS_LINE = 17
     CLOCK = 18
+    ADDRESS_V6 = 19
+    GATEWAY_V6 = 20
+    DNS_V6 = 21
+    IMAGE_INIT = 22
+    SCRATCH = 23
 
 
 class PowerOff(IntEnum):
@@ -127,6 +132,38 @@ def _address(text: str, what: str) -> bytes:
         raise ConfigError(f"The guest's {what} {text[:64]!r} is no IPv4 address.") from error
 
 
+def _address_v6(text: str, what: str) -> bytes:
+    try:
+        return ipaddress.IPv6Address(text).packed
+    except ValueError as error:
+        raise ConfigError(f"The guest's {what} {text[:64]!r} is no IPv6 address.") from error
+
+
+def _nameserver(text: str) -> bytes:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError as error:
+        raise ConfigError(f"The guest's nameserver {text[:64]!r} is no IP address.") from error
+    return _record(
+        Tag.DNS if isinstance(address, ipaddress.IPv4Address) else Tag.DNS_V6, address.packed
+    )
+
+
+def _network_v6(network: GuestNetwork) -> list[bytes]:
+    if not network.address_v6:
+        if network.gateway_v6:
+            raise ConfigError("The guest has an IPv6 gateway and no IPv6 address.")
+        return []
+    if not 0 <= network.prefix_length_v6 <= ipaddress.IPV6LENGTH:
+        raise ConfigError("The guest's IPv6 prefix length is not within 0 to 128.")
+    prefix = struct.pack("<B", network.prefix_length_v6)
+    records = [_record(Tag.ADDRESS_V6, prefix + _address_v6(network.address_v6, "IPv6 address"))]
+    if network.gateway_v6:
+        gateway = _address_v6(network.gateway_v6, "IPv6 gateway")
+        records.append(_record(Tag.GATEWAY_V6, gateway))
+    return records
+
+
 def _network(guest: GuestConfig) -> list[bytes]:
     network = guest.network
     if not 0 <= network.prefix_length <= ipaddress.IPV4LENGTH:
@@ -140,7 +177,8 @@ def _network(guest: GuestConfig) -> list[bytes]:
         _record(Tag.ADDRESS, prefix + _address(network.address, "address")),
         _record(Tag.GATEWAY, _address(network.gateway, "gateway")),
         _number(Tag.MTU, network.mtu),
-        *(_record(Tag.DNS, _address(server, "nameserver")) for server in network.nameservers),
+        *_network_v6(network),
+        *(_nameserver(server) for server in network.nameservers),
     ]
 
 
@@ -176,6 +214,7 @@ def config_disk(
     power_off: PowerOff = PowerOff.ACPI,
     overlay_bytes: int = 0,
     clock_ns: int = 0,
+    scratch: bool = False,
 ) -> bytes:
     """Write the config disk of one VM.
 
@@ -187,6 +226,7 @@ def config_disk(
         power_off: How the guest ends its VMM.
         overlay_bytes: Bound of what the guest may write to its root; 0: half of its memory.
         clock_ns: UTC nanoseconds for a machine without a clock; 0 leaves the clock alone.
+        scratch: Whether there is a disk for what the guest writes to its root.
 
     Returns:
         Whole sectors.
@@ -208,6 +248,8 @@ def config_disk(
             _number(Tag.CONTROL, control),
             _number(Tag.CONTROL_PORT, control_port),
             _record(Tag.CLOCK, struct.pack("<Q", clock_ns)),
+            _number(Tag.IMAGE_INIT, int(guest.image_init)),
+            _number(Tag.SCRATCH, int(scratch)),
         ]
     )
     if len(records) > MAX_RECORDS_BYTES:

@@ -1,6 +1,7 @@
 """Each driver, and a real place on this machine for one VM of it."""
 
 import asyncio
+import os
 import shutil
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
@@ -8,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from ironworks.metald.cgroup.groups import GroupLimits, HostGroups, read_layout
+from ironworks.metald.cgroup.groups import GroupLimits, HostGroups
 from ironworks.metald.drivers.driver import Driver, DriverKind, GuestConfig, VmmSpec
 from ironworks.metald.drivers.fake import FakeDriver
+from ironworks.metald.drivers.firecracker import FirecrackerDriver
 from ironworks.metald.drivers.qemu import QemuDriver
 from ironworks.metald.guest.build import DEFAULT_DIR, build_now
 from ironworks.metald.jail_directories import JailDirectories
@@ -21,10 +23,14 @@ from ironworks.metald.steps import NoSteps, Steps
 from ironworks.model.errors import IronError
 from ironworks.model.ids import derived_id
 from ironworks.model.units import MIB
+from ironworks.runtime.cgroup_layout import read_layout
 from ironworks.runtime.clock import SystemClock
 from ironworks.runtime.settings import tag_of
 from ironworks.testkit.rooms import make_rootfs
 
+NESTED = "IRONWORKS_NESTED" in os.environ
+"""Within the VM of tests/vm/nested, which has a KVM that works, and is slow."""
+PROBE_SECONDS = 120.0 if NESTED else 6.0
 VM_ID = derived_id("vm", "conformance")
 UID = 1_900_100
 SERVE = (
@@ -54,7 +60,23 @@ def _fake(steps: Steps, state_dir: Path) -> Driver:
 
 
 def _qemu(steps: Steps, state_dir: Path) -> Driver:
-    return QemuDriver(SystemClock(), steps, guest_dir=DEFAULT_DIR, state_dir=state_dir)
+    return QemuDriver(
+        SystemClock(),
+        steps,
+        guest_dir=DEFAULT_DIR,
+        state_dir=state_dir.parent if NESTED else state_dir,
+        probe_seconds=PROBE_SECONDS,
+    )
+
+
+def _firecracker(steps: Steps, state_dir: Path) -> Driver:
+    return FirecrackerDriver(
+        SystemClock(),
+        steps,
+        guest_dir=DEFAULT_DIR,
+        state_dir=state_dir.parent,
+        probe_seconds=PROBE_SECONDS,
+    )
 
 
 FAKE = Kind(
@@ -85,6 +107,9 @@ QEMU = Kind(
 )
 
 
+FIRECRACKER = replace(QEMU, kind=DriverKind.FIRECRACKER, make=_firecracker)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
     """A network slot, a cgroup and a jail with assets."""
@@ -113,7 +138,28 @@ class Place:
         return {int(pid) for pid in text.split()}
 
 
-@pytest.fixture(params=[FAKE, pytest.param(QEMU, marks=pytest.mark.vm)], ids=lambda one: one.kind)
+def _has_firecracker() -> bool:
+    return NESTED and bool(os.environ.get("FIRECRACKER_BIN") and os.environ.get("JAILER_BIN"))
+
+
+@pytest.fixture(
+    params=[
+        FAKE,
+        pytest.param(QEMU, marks=pytest.mark.vm),
+        pytest.param(
+            FIRECRACKER,
+            marks=[
+                pytest.mark.vm,
+                pytest.mark.skipif(
+                    not _has_firecracker(),
+                    reason="Firecracker is tested within the VM of tests/vm/nested, with "
+                    "FIRECRACKER_BIN and JAILER_BIN set",
+                ),
+            ],
+        ),
+    ],
+    ids=lambda one: one.kind,
+)
 def kind(request: pytest.FixtureRequest) -> Kind:
     return request.param
 

@@ -37,5 +37,14 @@ int main(void)
 	printf("stop=%u after %u\npower_off=%u\ncontrol=%u:%u\nclock=%llu\n", config->stop_signal,
 	       config->stop_ms, config->power_off, config->control, config->control_port,
 	       (unsigned long long)config->clock_ns);
+	if (config->has_address_v6)
+		printf("v6=%02x%02x..%02x/%u gateway=%02x..%02x\n", config->address_v6[0],
+		       config->address_v6[1], config->address_v6[15], config->prefix_length_v6,
+		       config->gateway_v6[0], config->gateway_v6[15]);
+	for (size_t i = 0; config->has_address_v6 && i < config->dns_count; i++)
+		printf("dns%zu=%s %02x\n", i, config->dns[i].v6 ? "v6" : "v4",
+		       config->dns[i].address[0]);
+	if (config->image_init || config->scratch)
+		printf("image_init=%u scratch=%u\n", config->image_init, config->scratch);
 	return 0;
 }

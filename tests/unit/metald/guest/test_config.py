@@ -176,6 +176,36 @@ def test_a_disk_that_is_wrong_is_refused_with_its_reason(
     assert why in line
 
 
+def test_ipv6_an_init_of_the_image_and_a_disk_of_its_own_are_told(parse: Parse) -> None:
+    network = GuestNetwork(
+        address_v6="fd00::2",
+        prefix_length_v6=126,
+        gateway_v6="fd00::1",
+        nameservers=("192.0.2.1", "2001:db8::53"),
+    )
+    guest = replace(GUEST, network=network, image_init=True)
+    assert parse(config_disk(guest, root_format="squashfs", scratch=True))[-4:] == [
+        "v6=fd00..02/126 gateway=fd..01",
+        "dns0=v4 c0",
+        "dns1=v6 20",
+        "image_init=1 scratch=1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        (GuestNetwork(address_v6="10.0.0.1"), "no IPv6 address"),
+        (GuestNetwork(address_v6="fd00::2", prefix_length_v6=129), "0 to 128"),
+        (GuestNetwork(gateway_v6="fd00::1"), "gateway and no IPv6 address"),
+        (GuestNetwork(nameservers=("dns.example",)), "no IP address"),
+    ],
+)
+def test_wrong_ipv6_is_refused(network: GuestNetwork, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        config_disk(replace(GUEST, network=network), root_format="squashfs")
+
+
 def test_a_tag_that_may_be_unknown_is_passed_over(parse: Parse) -> None:
     assert "arg=x" in parse(disk_of(record(0x8000 | 99, b"anything") + ARG))
 

@@ -1,13 +1,14 @@
 """QEMU's command line for a VM; a pure function."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
-from ironworks.metald.drivers.driver import Accel
+from ironworks.metald.drivers.driver import Accel, RateLimits
 
 QEMU = "/usr/bin/qemu-system-x86_64"
 KERNEL, INITRD, ROOTFS, CONFIG = "/vm/kernel", "/vm/initrd", "/vm/rootfs", "/vm/config"
+SCRATCH = "/vm/scratch"
 """Where the files of the VM are within the jail."""
 QMP_DESCRIPTOR = 11
 CONTROL_DESCRIPTOR = 12
@@ -15,6 +16,7 @@ CONTROL_PORT_NAME = "org.ironworks.control"
 TCG_CACHE_MIB = 128
 """Bound of the memory for translated code; a boot needs about half of it."""
 _MIB = 1024 * 1024
+_LIMITS = "limits"
 
 
 class Machine(StrEnum):
@@ -46,6 +48,8 @@ class MachineSpec:
         mac: Address of the network card; empty for a machine without one.
         tap_descriptor: Open descriptor of the tap.
         kernel_args: Further words for the kernel's command line.
+        scratch: Whether there is a disk that the guest may write to.
+        limits: Bounds of all disks together; the network's are not QEMU's to keep.
     """
 
     name: str
@@ -56,6 +60,8 @@ class MachineSpec:
     mac: str = ""
     tap_descriptor: int = -1
     kernel_args: tuple[str, ...] = ()
+    scratch: bool = False
+    limits: RateLimits = field(default_factory=RateLimits)
 
 
 def kernel_command_line(accel: Accel, extra: Sequence[str] = ()) -> str:
@@ -86,21 +92,41 @@ def _machine(spec: MachineSpec) -> list[str]:
     ]
 
 
-def _disk(name: str, path: str, device: str) -> list[str]:
+def _disk(
+    name: str, path: str, device: str, *, writable: bool = False, limited: bool = False
+) -> list[str]:
+    """A disk; with limits through the throttle group that all disks of the VM share."""
+    access = "read-only=off,discard=unmap" if writable else "read-only=on"
     # Several VMs share one image: it is opened for reading only, and not locked.
-    file = "file.driver=file,file.locking=off,file.aio=threads"
-    return [
-        *("-blockdev", f"driver=raw,node-name={name},read-only=on,{file},file.filename={path}"),
-        *("-device", f"{device},drive={name},serial={name}"),
-    ]
+    locking = "on" if writable else "off"
+    file = f"file.driver=file,file.locking={locking},file.aio=threads,file.filename={path}"
+    node = f"{name}-file" if limited else name
+    argv = ["-blockdev", f"driver=raw,node-name={node},{access},{file}"]
+    if limited:
+        group = f"throttle-group={_LIMITS},file={node}"
+        argv += ["-blockdev", f"driver=throttle,node-name={name},{access},{group}"]
+    return [*argv, "-device", f"{device},drive={name},serial={name}"]
+
+
+def _disks(spec: MachineSpec, bus: str) -> list[str]:
+    limits, device = spec.limits, f"virtio-blk-{bus}"
+    limited = bool(limits.disk_bytes or limits.disk_operations)
+    argv: list[str] = []
+    if limited:
+        group = f"x-bps-total={limits.disk_bytes},x-iops-total={limits.disk_operations}"
+        argv += ["-object", f"throttle-group,id={_LIMITS},{group}"]
+    # The order is that of Firecracker's disks: init finds the root first, the config second.
+    argv += _disk("rootfs", ROOTFS, device, limited=limited)
+    argv += _disk("config", CONFIG, device)
+    if spec.scratch:
+        argv += _disk("scratch", SCRATCH, device, writable=True, limited=limited)
+    return argv
 
 
 def _devices(spec: MachineSpec) -> list[str]:
     bus = "pci" if spec.machine is Machine.Q35 else "device"
     argv = [
-        # The order is that of Firecracker's disks: init finds the root first, the config second.
-        *_disk("rootfs", ROOTFS, f"virtio-blk-{bus}"),
-        *_disk("config", CONFIG, f"virtio-blk-{bus}"),
+        *_disks(spec, bus),
         *("-device", f"virtio-serial-{bus}"),
         *("-chardev", f"socket,id=control,fd={CONTROL_DESCRIPTOR},server=on,wait=off"),
         *("-device", f"virtserialport,chardev=control,name={CONTROL_PORT_NAME}"),

@@ -19,6 +19,14 @@ from ironworks.metald.drivers.driver import (
     Probe,
     VmmSpec,
 )
+from ironworks.metald.drivers.kept import (
+    NETNS_DIRECTORY,
+    adopt_keeper,
+    end_all,
+    end_vmm,
+    keeper_details,
+    watch_keeper,
+)
 from ironworks.metald.drivers.processes import (
     VmmProcess,
     boot_id,
@@ -34,21 +42,19 @@ from ironworks.metald.drivers.qemu.argv import (
     QEMU,
     QMP_DESCRIPTOR,
     ROOTFS,
+    SCRATCH,
     Machine,
     MachineSpec,
     qemu_argv,
 )
 from ironworks.metald.drivers.qemu.files import KVM, VmFiles
-from ironworks.metald.drivers.qemu.handle import QemuHandle, end_vmm
-from ironworks.metald.drivers.qemu.probe import Finding, probe
+from ironworks.metald.drivers.qemu.handle import IMAGE_INIT, QemuHandle
+from ironworks.metald.drivers.qemu.probe import PROBE_SECONDS, Finding, probe
 from ironworks.metald.drivers.qemu.qmp import Monitor, MonitorError
-from ironworks.metald.drivers.qemu.report import (
-    collect,
-    explain,
-    read_status_file,
-    vmm_status,
-)
-from ironworks.metald.drivers.qemu.sockets import connect, listen
+from ironworks.metald.drivers.qemu.status import read_status_file, vmm_status
+from ironworks.metald.drivers.report import collect, explain
+from ironworks.metald.drivers.scratch import make_scratch
+from ironworks.metald.drivers.sockets import connect, listen
 from ironworks.metald.guest.build import find
 from ironworks.metald.guest.config import ConfigError
 from ironworks.metald.guest.control import ControlChannel
@@ -57,11 +63,10 @@ from ironworks.metald.jail.keeper import (
     TAP_DESCRIPTOR,
     Kept,
     build_keeper,
-    find_keepers,
     keeper_argv,
-    kill_group,
     spawn_keeper,
 )
+from ironworks.metald.jail.seccomp import filter_file
 from ironworks.metald.steps import Step, Steps
 from ironworks.model.errors import FailedPrecondition, IronError
 from ironworks.model.units import MIB
@@ -73,11 +78,11 @@ MAX_VCPUS = 32
 MIN_MEMORY_BYTES = 96 * MIB
 """Debian's kernel with our initrd does not boot with 64 MiB, and does with 80."""
 
-NETNS_DIRECTORY = Path("/run/netns")
 _STATUS_DESCRIPTOR = 13
+_SECCOMP_DESCRIPTOR = 14
 _OVERHEAD_BYTES: Mapping[Accel, int] = {Accel.TCG: 288 * MIB, Accel.KVM: 96 * MIB}
 """QEMU itself, and with TCG its cache of translated code."""
-_KEEPER_PID, _KEEPER_TICKS, _MACHINE = "keeper_pid", "keeper_start_ticks", "machine"
+_MACHINE = "machine"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +96,15 @@ class _Spawned:
 class QemuDriver:
     """See `driver.Driver`."""
 
-    def __init__(self, clock: Clock, steps: Steps, *, guest_dir: Path, state_dir: Path) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        steps: Steps,
+        *,
+        guest_dir: Path,
+        state_dir: Path,
+        probe_seconds: float = PROBE_SECONDS,
+    ) -> None:
         """Make the driver.
 
         Args:
@@ -99,11 +112,13 @@ class QemuDriver:
             steps: Told of every step.
             guest_dir: Where the built guests are, for the probe, and the keeper is kept.
             state_dir: Where the probe's finding is remembered.
+            probe_seconds: Bound of each probe boot.
         """
         self._clock = clock
         self._steps = steps
         self._guest_dir = guest_dir
         self._state_dir = state_dir
+        self._probe_seconds = probe_seconds
         self._finding: Finding | None = None
         self._finding_lock = asyncio.Lock()
 
@@ -146,7 +161,7 @@ class QemuDriver:
         """
         async with self._finding_lock:
             if self._finding is None:
-                self._finding = await _probe(self._guest_dir, self._state_dir)
+                self._finding = await _probe(self._guest_dir, self._state_dir, self._probe_seconds)
             return self._finding
 
     async def create(self, spec: VmmSpec) -> QemuHandle:
@@ -156,7 +171,7 @@ class QemuDriver:
     async def reboot(self, spec: VmmSpec, evidence: Evidence) -> QemuHandle:
         """See `Driver`."""
         files = VmFiles(spec.jail_dir)
-        await self._end(files, evidence)
+        await end_all(files.console, evidence)
         await asyncio.to_thread(files.remove, but=files.lasting)
         await asyncio.to_thread(mark_reboot, files.console)
         return await self._create(spec, lasting=files.lasting)
@@ -172,6 +187,8 @@ class QemuDriver:
             keeper = await build_keeper(self._guest_dir)
             if finding.accel is Accel.KVM:
                 files.make_kvm_node(spec.uid)
+            if spec.scratch_bytes:
+                await make_scratch(files.scratch, spec.scratch_bytes, spec.uid, spec.gid)
             step = Step.VMM_CONFIGURE
             await self._steps.reach(step, spec.vm_id)
             files.write_config(spec)
@@ -203,7 +220,7 @@ class QemuDriver:
 
     async def adopt(self, evidence: Evidence) -> QemuHandle | None:
         """See `Driver`."""
-        keeper = _adopt_keeper(evidence)
+        keeper = adopt_keeper(evidence)
         if keeper is None:
             # Its console goes nowhere and its end would be seen by nobody: such a VM is no more.
             await end_vmm(evidence, None)
@@ -235,6 +252,7 @@ class QemuDriver:
         files = VmFiles(evidence.jail_dir)
         _, code = read_status_file(files.status)
         remains = collect(
+            vmm="QEMU",
             status=vmm_status(code),
             killed=False,
             last_word=None,
@@ -246,17 +264,8 @@ class QemuDriver:
     async def destroy(self, jail_dir: Path, evidence: Evidence | None) -> None:
         """See `Driver`."""
         files = VmFiles(jail_dir)
-        await self._end(files, evidence)
+        await end_all(files.console, evidence)
         await asyncio.to_thread(files.remove)
-
-    async def _end(self, files: VmFiles, evidence: Evidence | None) -> None:
-        if evidence is not None:
-            keeper = _adopt_keeper(evidence)
-            await end_vmm(evidence, keeper)
-            if keeper is not None:
-                keeper.close()
-        for pid in await asyncio.to_thread(find_keepers, files.console):
-            await kill_group(pid)
 
 
 def _capabilities(accel: Accel) -> Capabilities:
@@ -268,10 +277,13 @@ def _capabilities(accel: Accel) -> Capabilities:
         max_vcpus=MAX_VCPUS,
         min_memory_bytes=MIN_MEMORY_BYTES,
         memory_overhead_bytes=_OVERHEAD_BYTES[accel],
+        rate_limits=True,
+        scratch_disk=True,
+        image_init=True,
     )
 
 
-async def _probe(guest_dir: Path, state_dir: Path) -> Finding:
+async def _probe(guest_dir: Path, state_dir: Path, probe_seconds: float) -> Finding:
     for program, package in (
         (QEMU, "qemu-system-x86"),
         (BWRAP, "bubblewrap"),
@@ -288,7 +300,7 @@ async def _probe(guest_dir: Path, state_dir: Path) -> Finding:
             f"The guest's kernel and initrd are not in {guest_dir}.",
             hint="Run `python -m ironworks.metald.guest build`.",
         )
-    return await probe(guest, state_dir)
+    return await probe(guest, state_dir, timeout_seconds=probe_seconds)
 
 
 def _spawn(spec: VmmSpec, files: VmFiles, keeper: Path, finding: Finding) -> _Spawned:
@@ -301,6 +313,8 @@ def _spawn(spec: VmmSpec, files: VmFiles, keeper: Path, finding: Finding) -> _Sp
         mac=spec.mac,
         tap_descriptor=TAP_DESCRIPTOR,
         kernel_args=spec.kernel_args,
+        scratch=bool(spec.scratch_bytes),
+        limits=spec.rate_limits,
     )
     shown = {KERNEL: spec.kernel_path, ROOTFS: spec.rootfs_path, CONFIG: files.config}
     if spec.initrd_path is not None:
@@ -310,8 +324,9 @@ def _spawn(spec: VmmSpec, files: VmFiles, keeper: Path, finding: Finding) -> _Sp
         uid=spec.uid,
         gid=spec.gid,
         files=shown,
-        devices={str(KVM): files.kvm} if finding.accel is Accel.KVM else None,
+        devices=_writable(spec, files, finding),
         status_descriptor=_STATUS_DESCRIPTOR,
+        seccomp_descriptor=_SECCOMP_DESCRIPTOR,
     )
     kept = Kept(
         cgroup_join_paths=spec.cgroup_join_paths,
@@ -327,6 +342,7 @@ def _spawn(spec: VmmSpec, files: VmFiles, keeper: Path, finding: Finding) -> _Sp
         listen(files.qmp) as qmp,
         listen(files.control) as control,
         files.status.open("wb") as status,
+        filter_file() as seccomp,
     ):
         pid = spawn_keeper(
             keeper_argv(keeper, kept, program),
@@ -335,10 +351,20 @@ def _spawn(spec: VmmSpec, files: VmFiles, keeper: Path, finding: Finding) -> _Sp
                 QMP_DESCRIPTOR: qmp.fileno(),
                 CONTROL_DESCRIPTOR: control.fileno(),
                 _STATUS_DESCRIPTOR: status.fileno(),
+                _SECCOMP_DESCRIPTOR: seccomp.fileno(),
             },
         )
-    process = VmmProcess(pid, start_ticks(pid) or 0, os.pidfd_open(pid), child=True)
-    return _Spawned(process=process, machine=finding.machine)
+    return _Spawned(process=watch_keeper(pid), machine=finding.machine)
+
+
+def _writable(spec: VmmSpec, files: VmFiles, finding: Finding) -> dict[str, Path]:
+    """What QEMU may open for writing."""
+    found: dict[str, Path] = {}
+    if finding.accel is Accel.KVM:
+        found[str(KVM)] = files.kvm
+    if spec.scratch_bytes:
+        found[SCRATCH] = files.scratch
+    return found
 
 
 async def _open_monitor(files: VmFiles, keeper: VmmProcess) -> Monitor:
@@ -386,22 +412,11 @@ def _evidence(spec: VmmSpec, files: VmFiles, spawned: _Spawned) -> Evidence:
         boot_id=boot_id(),
         jail_dir=spec.jail_dir,
         details={
-            _KEEPER_PID: str(spawned.process.pid),
-            _KEEPER_TICKS: str(spawned.process.start_ticks),
+            **keeper_details(spawned.process),
             _MACHINE: spawned.machine.value,
+            IMAGE_INIT: "1" if spec.guest.image_init else "",
         },
     )
-
-
-def _adopt_keeper(evidence: Evidence) -> VmmProcess | None:
-    if evidence.boot_id != boot_id():
-        return None
-    try:
-        pid = int(evidence.details[_KEEPER_PID])
-        ticks = int(evidence.details[_KEEPER_TICKS])
-    except (KeyError, ValueError):
-        return None
-    return VmmProcess.adopt(pid, ticks)
 
 
 def _as_driver_error(step: Step, error: BaseException, files: VmFiles) -> BaseException:

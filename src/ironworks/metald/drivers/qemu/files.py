@@ -78,7 +78,9 @@ class VmFiles:
             ConfigError: the guest cannot be told this.
             OSError: it cannot be written.
         """
-        content = config_disk(spec.guest, root_format=spec.rootfs_format)
+        content = config_disk(
+            spec.guest, root_format=spec.rootfs_format, scratch=bool(spec.scratch_bytes)
+        )
         self.config.unlink(missing_ok=True)
         descriptor = os.open(self.config, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o440)
         with os.fdopen(descriptor, "wb") as file:

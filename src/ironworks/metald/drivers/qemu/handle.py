@@ -1,9 +1,6 @@
 """One QEMU that runs."""
 
 import asyncio
-import contextlib
-import os
-import signal
 from pathlib import Path
 
 from ironworks.metald.drivers.driver import (
@@ -14,23 +11,19 @@ from ironworks.metald.drivers.driver import (
     GuestEndedError,
     GuestMemory,
 )
-from ironworks.metald.drivers.processes import VmmProcess, boot_id, tail
+from ironworks.metald.drivers.kept import ask_memory, end_vmm
+from ironworks.metald.drivers.processes import VmmProcess, tail
 from ironworks.metald.drivers.qemu.files import VmFiles
 from ironworks.metald.drivers.qemu.qmp import Monitor, MonitorError
-from ironworks.metald.drivers.qemu.report import (
-    collect,
-    explain,
-    read_status_file,
-    vmm_status,
-)
+from ironworks.metald.drivers.qemu.status import read_status_file, vmm_status
+from ironworks.metald.drivers.report import collect, explain
 from ironworks.metald.guest.control import ControlChannel
 from ironworks.metald.steps import Step, Steps
 from ironworks.runtime.clock import Clock
 from ironworks.runtime.tasks import Tasks
 
-MEMORY_SECONDS = 5.0
-END_SECONDS = 5.0
-"""A keeper ends with its VMM; one that does not within this time is killed too."""
+IMAGE_INIT = "image_init"
+"""In `Evidence.details`: whether the image's own init is process 1."""
 
 
 class QemuHandle:
@@ -97,11 +90,12 @@ class QemuHandle:
         await self._steps.reach(Step.GUEST_SHUTDOWN, self._evidence.vm_id)
         if self._keeper.ended:
             return
-        if not self._control.connected:
-            raise DriverError(
-                Step.GUEST_SHUTDOWN,
-                "The guest cannot be asked to stop: its control channel is closed.",
+        if self._evidence.details.get(IMAGE_INIT) or not self._control.connected:
+            # An image's own init, or a guest that was cut off for flooding us: the power button.
+            await self._command(
+                Step.GUEST_SHUTDOWN, "system_powerdown", "The guest cannot be asked to stop."
             )
+            return
         self._control.send("stop")
 
     async def kill(self) -> None:
@@ -154,6 +148,7 @@ class QemuHandle:
             status = read_status_file(self._files.status)[1]
         return explain(
             collect(
+                vmm="QEMU",
                 status=vmm_status(status),
                 killed=self._killed,
                 last_word=self._control.last_word,
@@ -161,36 +156,3 @@ class QemuHandle:
                 errors_path=self._files.errors,
             )
         )
-
-
-async def ask_memory(control: ControlChannel) -> GuestMemory:
-    """See `Handle.guest_memory`."""
-    try:
-        async with asyncio.timeout(MEMORY_SECONDS):
-            memory = await control.memory()
-    except (TimeoutError, ConnectionError) as error:
-        raise DriverError(
-            Step.METERING_ATTACH, "The guest does not tell its memory.", detail=repr(error)
-        ) from error
-    return GuestMemory(total_bytes=memory.total_bytes, available_bytes=memory.available_bytes)
-
-
-async def end_vmm(evidence: Evidence, keeper: VmmProcess | None) -> None:
-    """Kill QEMU, let its keeper read the last of its output, and wait until both are gone."""
-    vmm = None
-    if evidence.boot_id == boot_id():
-        vmm = VmmProcess.adopt(evidence.pid, evidence.pid_start_ticks)
-    if vmm is not None:
-        try:
-            await vmm.kill()
-        finally:
-            vmm.close()
-    if keeper is None:
-        return
-    try:
-        async with asyncio.timeout(END_SECONDS):
-            await keeper.wait()
-    except TimeoutError:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(keeper.pid, signal.SIGKILL)
-        await keeper.wait()

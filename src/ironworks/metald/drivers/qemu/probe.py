@@ -5,7 +5,6 @@ its first instructions for ever.
 """
 
 import asyncio
-import json
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from ironworks.metald.drivers.driver import Accel
 from ironworks.metald.drivers.processes import boot_id
 from ironworks.metald.drivers.qemu.argv import QEMU, Machine, probe_argv
 from ironworks.metald.drivers.qemu.files import KVM
+from ironworks.metald.drivers.remembered import recall, remember
 from ironworks.metald.guest.build import Guest
 from ironworks.model.errors import DeadlineExceeded
 from ironworks.runtime.process import run
@@ -82,13 +82,15 @@ async def decide(*, kvm_exists: bool, probe_boot: ProbeBoot, version: str) -> Fi
     )
 
 
-async def boot_with_kvm(guest: Guest, machine: Machine) -> str:
-    """Boot the guest's kernel and init with KVM, for `PROBE_SECONDS` at most; a `ProbeBoot`."""
+async def boot_with_kvm(
+    guest: Guest, machine: Machine, timeout_seconds: float = PROBE_SECONDS
+) -> str:
+    """Boot the guest's kernel and init with KVM, for so long at most; a `ProbeBoot`."""
     argv = probe_argv(machine=machine, kernel=str(guest.kernel_path), initrd=str(guest.initrd_path))
     try:
-        done = await run(argv, timeout_seconds=PROBE_SECONDS, check=False)
+        done = await run(argv, timeout_seconds=timeout_seconds, check=False)
     except DeadlineExceeded:
-        return f"nothing within {PROBE_SECONDS:g} s"
+        return f"nothing within {timeout_seconds:g} s"
     if done.status == 0 and PASSED in done.stdout:
         return ""
     _log.info("kvm_probe_failed", machine=machine.value, stderr=done.stderr_tail)
@@ -114,28 +116,22 @@ def _key(guest: Guest) -> str:
 
 
 def _recall(path: Path, key: str) -> Finding | None:
+    if (known := recall(path, key)) is None:
+        return None
     try:
-        stored = json.loads(path.read_bytes())
-        if stored.pop("key") != key:
-            return None
         return Finding(
-            accel=Accel(stored["accel"]),
-            machine=Machine(stored["machine"]),
-            sentence=str(stored["sentence"]),
-            version=str(stored["version"]),
+            accel=Accel(str(known["accel"])),
+            machine=Machine(str(known["machine"])),
+            sentence=str(known["sentence"]),
+            version=str(known["version"]),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError):
         return None
 
 
-def _remember(path: Path, key: str, finding: Finding) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps({"key": key, **asdict(finding)}) + "\n", encoding="utf-8")
-    beside.replace(path)
-
-
-async def probe(guest: Guest, state_dir: Path) -> Finding:
+async def probe(
+    guest: Guest, state_dir: Path, *, timeout_seconds: float = PROBE_SECONDS
+) -> Finding:
     """What QEMU can do here; from memory if it was found out since the host booted.
 
     Raises:
@@ -147,8 +143,8 @@ async def probe(guest: Guest, state_dir: Path) -> Finding:
         return found
 
     async def probe_boot(machine: Machine) -> str:
-        return await boot_with_kvm(guest, machine)
+        return await boot_with_kvm(guest, machine, timeout_seconds)
 
     finding = await decide(kvm_exists=KVM.exists(), probe_boot=probe_boot, version=version)
-    _remember(path, key, finding)
+    remember(path, key, asdict(finding))
     return finding

@@ -9,7 +9,7 @@ from typing import Self, cast
 from qemu.qmp import ExecuteError, QMPClient, QMPError
 
 from ironworks.metald.drivers.driver import BlockCounters
-from ironworks.metald.drivers.qemu.sockets import connect
+from ironworks.metald.drivers.sockets import connect
 
 CONNECT_TIMEOUT_SECONDS = 20.0
 """QEMU answers once it has set itself up: a fraction of a second, but for a loaded host."""

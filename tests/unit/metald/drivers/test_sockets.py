@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ironworks.metald.drivers.qemu.sockets import connect, listen
+from ironworks.metald.drivers.sockets import connect, listen
 
 
 def test_a_path_longer_than_an_address_works(tmp_path: Path) -> None:

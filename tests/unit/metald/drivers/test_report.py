@@ -7,13 +7,7 @@ from pathlib import Path
 import pytest
 
 from ironworks.metald.drivers.driver import CONSOLE_TAIL_LINES, ExitKind
-from ironworks.metald.drivers.qemu.report import (
-    Remains,
-    collect,
-    explain,
-    read_status_file,
-    vmm_status,
-)
+from ironworks.metald.drivers.report import Remains, collect, explain
 from ironworks.metald.guest.control import BootFailed, Ended
 
 NOTHING = Remains(status=None, killed=False, last_word=None, console=(), errors=())
@@ -66,32 +60,10 @@ def test_the_console_is_cut_to_its_last_lines() -> None:
     assert explain(replace(NOTHING, console=console)).console_tail == console[-CONSOLE_TAIL_LINES:]
 
 
-@pytest.mark.parametrize(("keeper", "status"), [(None, None), (0, 0), (3, 3), (137, -9)])
-def test_signals_are_told_apart_from_statuses(keeper: int | None, status: int | None) -> None:
-    assert vmm_status(keeper) == status
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("", (None, None)),
-        ('{ "child-pid": 7, "net-namespace": 1 }\n', (7, None)),
-        ('{ "child-pid": 7 }\n{ "exit-code": 137 }\n', (7, 137)),
-        ('{ "child-pid": 7 }\n{ "exit-co', (7, None)),
-        ('{ "child-pid": "x" }\n[]\nnull\n', (None, None)),
-    ],
-)
-def test_the_status_file_is_read_as_far_as_it_goes(
-    tmp_path: Path, text: str, expected: tuple[int | None, int | None]
-) -> None:
-    (tmp_path / "vmm.json").write_text(text)
-    assert read_status_file(tmp_path / "vmm.json") == expected
-    assert read_status_file(tmp_path / "none.json") == (None, None)
-
-
 def test_the_logs_are_read(tmp_path: Path) -> None:
     (tmp_path / "console").write_text("one\r\n\n\x1b[1mtwo\n")
     remains = collect(
+        vmm="QEMU",
         status=1,
         killed=False,
         last_word=None,
@@ -100,3 +72,12 @@ def test_the_logs_are_read(tmp_path: Path) -> None:
     )
     assert remains.console == ("one", "[1mtwo")
     assert remains.errors == ()
+
+
+def test_a_vmm_may_have_statuses_of_its_own() -> None:
+    def tale(status: int) -> tuple[ExitKind, str] | None:
+        return (ExitKind.SECCOMP, "It broke its filter.") if status == 148 else None
+
+    remains = replace(NOTHING, vmm="Firecracker", tale=tale)
+    assert explain(replace(remains, status=148)).kind is ExitKind.SECCOMP
+    assert explain(replace(remains, status=1)).sentence == "Firecracker failed with status 1."

@@ -1,7 +1,7 @@
-"""Why a QEMU ended, from what is left of it; pure but for reading two logs."""
+"""Why a VMM ended, from what is left of it; pure but for reading two logs."""
 
-import json
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,9 +17,9 @@ from ironworks.metald.guest.control import BootFailed, Ended, find_last_word
 NOT_STARTED_STATUS = 127
 """`workload_status` of a workload that init could not start, as shells have it."""
 SEARCHED_LINES = 200
-_SIGNAL_BASE = 128
 _PANIC = "Kernel panic - not syncing: "
-_MAX_STATUS_BYTES = 64 * 1024
+StatusTale = Callable[[int], tuple[ExitKind, str] | None]
+"""Tells what an exit status of a VMM means; None if it means nothing special."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,44 +27,22 @@ class Remains:
     """What is known of a VMM that has ended.
 
     Attributes:
-        status: Exit status of QEMU, negative: the signal; None: not known.
+        vmm: What people call it, for example `QEMU`.
+        status: Its exit status, negative: the signal; None: not known.
         killed: Whether metald killed it.
         last_word: What init said over the control channel, if we heard it.
         console: Last lines of the console, oldest first.
-        errors: Last lines of QEMU's own complaints.
+        errors: Last lines of its own complaints.
+        tale: What its exit statuses mean.
     """
 
+    vmm: str = "QEMU"
     status: int | None
     killed: bool
     last_word: Ended | BootFailed | None
     console: tuple[str, ...]
     errors: tuple[str, ...]
-
-
-def vmm_status(keeper_status: int | None) -> int | None:
-    """Undo the shell's way of telling signals (128 + number), in which jail and keeper answer."""
-    if keeper_status is not None and keeper_status > _SIGNAL_BASE:
-        return _SIGNAL_BASE - keeper_status
-    return keeper_status
-
-
-def read_status_file(path: Path) -> tuple[int | None, int | None]:
-    """Read what bubblewrap wrote: pid of the jailed program, and its exit code once it has one."""
-    pid: int | None = None
-    code: int | None = None
-    try:
-        with path.open("rb") as file:
-            text = file.read(_MAX_STATUS_BYTES).decode(errors="replace")
-    except OSError:
-        return None, None
-    for line in text.splitlines():
-        try:
-            record = json.loads(line)
-            pid = int(record.get("child-pid", pid or 0)) or None
-            code = int(record["exit-code"]) if "exit-code" in record else code
-        except (ValueError, TypeError, AttributeError):
-            continue
-    return pid, code
+    tale: StatusTale = lambda _: None
 
 
 def _panic(console: tuple[str, ...]) -> str | None:
@@ -115,33 +93,37 @@ def _explain_status(report: ExitReport, remains: Remains) -> ExitReport:
             kind=ExitKind.POWEROFF,
             sentence="The guest powered off without telling how its workload ended.",
         )
+    if (told := remains.tale(status)) is not None:
+        kind, sentence = told
+        return replace(report, kind=kind, sentence=sentence)
     if status == -signal.SIGSYS:
-        return replace(
-            report,
-            kind=ExitKind.SECCOMP,
-            sentence="QEMU made a system call that its filter forbids, and was ended.",
-        )
+        sentence = f"{remains.vmm} made a system call that its filter forbids, and was ended."
+        return replace(report, kind=ExitKind.SECCOMP, sentence=sentence)
     if status < 0:
-        sentence = f"QEMU was ended by {signal_name(-status)}, which metald did not send."
+        sentence = f"{remains.vmm} was ended by {signal_name(-status)}, which metald did not send."
     else:
         why = f": {remains.errors[-1]}" if remains.errors else "."
-        sentence = f"QEMU failed with status {status}{why}"
+        sentence = f"{remains.vmm} failed with status {status}{why}"
     return replace(report, kind=ExitKind.CRASHED, sentence=sentence)
 
 
 def collect(
     *,
+    vmm: str,
     status: int | None,
     killed: bool,
     last_word: Ended | BootFailed | None,
     console_path: Path,
     errors_path: Path,
+    tale: StatusTale = lambda _: None,
 ) -> Remains:
     """Read the two logs of a VM beside what is known already."""
     return Remains(
+        vmm=vmm,
         status=status,
         killed=killed,
         last_word=last_word,
         console=since_reboot(tail(console_path, SEARCHED_LINES)),
         errors=tail(errors_path),
+        tale=tale,
     )
