@@ -77,9 +77,9 @@ _METHODS: Mapping[PrepareMethod, pb.PrepareMethod] = {
     PrepareMethod.COPY: pb.PrepareMethod.COPY,
 }
 _FAULTS: Mapping[Fault, pb.RepairFault] = {
-    Fault.BYTES_WITHOUT_ROW: pb.RepairFault.BYTES_WITHOUT_ROW,
+    Fault.STRAY: pb.RepairFault.BYTES_WITHOUT_ROW,
     Fault.ROW_WITHOUT_BYTES: pb.RepairFault.ROW_WITHOUT_BYTES,
-    Fault.BYTES_CAME_BACK: pb.RepairFault.BYTES_CAME_BACK,
+    Fault.CAME_BACK: pb.RepairFault.BYTES_CAME_BACK,
     Fault.PARTIAL_UPLOAD: pb.RepairFault.PARTIAL_UPLOAD,
     Fault.TEMPORARY_FILE: pb.RepairFault.TEMPORARY_FILE,
     Fault.LEFTOVER: pb.RepairFault.LEFTOVER,

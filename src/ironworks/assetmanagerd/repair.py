@@ -33,9 +33,9 @@ MAX_FINDINGS = 1000
 class Fault(StrEnum):
     """How registry, leases and bytes can disagree."""
 
-    BYTES_WITHOUT_ROW = "bytes_without_row"
+    STRAY = "bytes_without_row"
     ROW_WITHOUT_BYTES = "row_without_bytes"
-    BYTES_CAME_BACK = "bytes_came_back"
+    CAME_BACK = "bytes_came_back"
     PARTIAL_UPLOAD = "partial_upload"
     TEMPORARY_FILE = "temporary_file"
     LEFTOVER = "leftover"
@@ -172,7 +172,7 @@ class Repair:
                     )
             found.append(
                 Finding(
-                    fault=Fault.BYTES_WITHOUT_ROW,
+                    fault=Fault.STRAY,
                     name=sha256,
                     action=f"Kept for {self._settings.asset_ttl_seconds} s, then removed.",
                 )
@@ -233,7 +233,7 @@ class Repair:
             asset_ids = await self._mark(sha256, "", dry_run=dry_run)
         return [
             Finding(
-                fault=Fault.BYTES_CAME_BACK,
+                fault=Fault.CAME_BACK,
                 name=asset_id,
                 action="Its bytes are intact; it may be leased again.",
                 is_mended=not dry_run,

@@ -51,6 +51,14 @@ def backend(settings: AssetSettings, database: Database, clock: Clock) -> Backen
     return BucketBackend(ObjectStore(bucket, clock), cache)
 
 
+async def opened(settings: AssetSettings, kept: Backend) -> AssetBytes:
+    """All bytes, ready for use."""
+    staging = Staging(settings.staging_dir, min_free_bytes=settings.min_free_bytes)
+    await asyncio.to_thread(staging.open)
+    await kept.open()
+    return AssetBytes(staging=staging, kept=kept)
+
+
 def register_figures(registry: CollectorRegistry, repair: Repair, watches: Watches) -> None:
     """Figures for /metrics: what the last repair found, and who watches."""
     faults = Gauge(
@@ -72,12 +80,7 @@ async def compose(chassis: Chassis[AssetSettings]) -> AsyncGenerator[Parts]:
     database = Database(settings.database_url, order_by="asset_events")
     try:
         await asyncio.to_thread(ensure_current, database.engine, f"ironworks.{NAME}.migrations")
-        files = AssetBytes(
-            staging=Staging(settings.staging_dir, min_free_bytes=settings.min_free_bytes),
-            kept=backend(settings, database, clock),
-        )
-        await asyncio.to_thread(files.staging.open)
-        await files.kept.open()
+        files = await opened(settings, backend(settings, database, clock))
         locks = DigestLocks()
         registry = Registry(
             database=database,

@@ -60,8 +60,8 @@ async def test_bytes_without_a_row_are_told_until_they_go(world: AssetWorld) -> 
     object_file(world, stray).write_bytes(b"from an old backup")
     for _ in range(2):
         found = await world.repair.run()
-        assert told(found) == [(Fault.BYTES_WITHOUT_ROW, stray)]
-        assert dict(found.counts) == {Fault.BYTES_WITHOUT_ROW: 1}
+        assert told(found) == [(Fault.STRAY, stray)]
+        assert dict(found.counts) == {Fault.STRAY: 1}
         assert await world.registry.remove_doomed() == 0
         assert world.repair.last == found
     await world.clock.advance(8 * DAY)
@@ -72,13 +72,13 @@ async def test_bytes_without_a_row_are_told_until_they_go(world: AssetWorld) -> 
 async def test_bytes_without_a_row_that_are_registered_stay(world: AssetWorld) -> None:
     asset = await world.asset()
     await world.database.write(lambda it: it.execute(update(ASSETS).values(state="failed")))
-    assert told(await world.repair.run()) == [(Fault.BYTES_WITHOUT_ROW, asset.sha256)]
+    assert told(await world.repair.run()) == [(Fault.STRAY, asset.sha256)]
     await world.database.write(lambda it: it.execute(update(ASSETS).values(live_key=None)))
     again = await world.asset()
     assert again.asset_id != asset.asset_id
     await world.clock.advance(8 * DAY)
     assert await world.registry.remove_doomed() == 0
-    assert Fault.BYTES_WITHOUT_ROW not in dict((await world.repair.run()).counts)
+    assert Fault.STRAY not in dict((await world.repair.run()).counts)
     assert await world.kept() == [asset.sha256]
 
 
@@ -102,7 +102,7 @@ async def test_rows_without_their_bytes_are_marked_and_mended_by_the_bytes(
     path.write_bytes(whole)
     path.chmod(0o444)
     found = await world.repair.run()
-    assert {fault for fault, _ in told(found)} == {Fault.BYTES_CAME_BACK}
+    assert {fault for fault, _ in told(found)} == {Fault.CAME_BACK}
     assert all(one.is_mended for one in found.findings)
     await hold(world, mine.asset_id)
 
