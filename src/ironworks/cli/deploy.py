@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ironworks.cli.images import sent
 from ironworks.cli.options import DEFAULTS, Options
-from ironworks.cli.output import duration
+from ironworks.cli.output import Output, duration
 from ironworks.cli.progress import JobLines
 from ironworks.gen.ironworks.gatewayd.v1 import deployments_pb, jobs_pb
 from ironworks.model.errors import InvalidRequest
@@ -193,6 +193,13 @@ def parse_egress(text: str) -> deployments_pb.EgressRule:
     return deployments_pb.EgressRule(cidr=cidr, ports=[int(word[:6]) for word in words])
 
 
+def _say_accepted(out: Output, accepted: deployments_pb.CreateDeploymentResponse) -> None:
+    made = accepted.deployment or deployments_pb.Deployment()
+    out.fields(
+        accepted, {"Deployment": made.deployment_id, "Name": made.name, "Job": accepted.job_id}
+    )
+
+
 async def command(  # noqa: PLR0913 - the options of the command
     image: str,
     /,
@@ -246,11 +253,7 @@ async def command(  # noqa: PLR0913 - the options of the command
         spec = replace(spec, image=await sent(client, image, out.say))
         accepted = await submit(client, spec)
         if detach:
-            made = accepted.deployment or deployments_pb.Deployment()
-            out.fields(
-                accepted,
-                {"Deployment": made.deployment_id, "Name": made.name, "Job": accepted.job_id},
-            )
+            _say_accepted(out, accepted)
             return
         try:
             result = await follow(client, accepted, on_progress=out.say)
@@ -258,6 +261,13 @@ async def command(  # noqa: PLR0913 - the options of the command
             out.say(f"The job goes on: `iron job watch {accepted.job_id}` follows it.")
             raise
     out.fields(as_fields(result), for_people(result))
+
+
+def _accepted(out: Output, accepted: deployments_pb.CreateDeploymentResponse) -> None:
+    made = accepted.deployment or deployments_pb.Deployment()
+    out.fields(
+        accepted, {"Deployment": made.deployment_id, "Name": made.name, "Job": accepted.job_id}
+    )
 
 
 def as_fields(result: DeployResult) -> dict[str, object]:

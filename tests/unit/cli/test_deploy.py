@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from ironworks.cli.deploy import absolute_image, parse_egress, parse_env
+from ironworks.cli.deploy import (
+    RESTARTS,
+    absolute_image,
+    parse_egress,
+    parse_env,
+    parse_restart,
+)
 from ironworks.model.errors import InvalidRequest
 
 HERE = Path("/srv/dev/app")
@@ -51,3 +57,9 @@ def test_what_a_vm_may_connect_to_is_a_network_with_or_without_ports() -> None:
         assert (rule.cidr, list(rule.ports)) == (cidr, ports)
     with pytest.raises(InvalidRequest, match="no network with ports"):
         parse_egress("203.0.113.0/24:http")
+
+
+def test_a_restart_policy_is_one_of_three_words() -> None:
+    assert [parse_restart(word) for word in RESTARTS] == list(RESTARTS.values())
+    with pytest.raises(InvalidRequest, match="never, on-failure, always"):
+        parse_restart("sometimes")
