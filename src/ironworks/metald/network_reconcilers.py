@@ -31,7 +31,7 @@ class PoolReconciler:
         if not self._has_looked:
             await self._take_over()
             self._has_looked = True
-        network, size = self._context.network, self._context.settings.network_pool_size
+        network, size = self._context.network, self._context.settings.ready_slots
         made = 0
         while len(network.ready) < size and made < POOL_A_PASS:
             made += 1
@@ -43,7 +43,7 @@ class PoolReconciler:
         context = self._context
         present = await context.network.present()
         for slot in sorted(present):
-            if len(context.network.ready) >= context.settings.network_pool_size:
+            if len(context.network.ready) >= context.settings.ready_slots:
                 break
             # In the writer's queue: no slot is given out between the look and the reservation.
             if await context.db.write(lambda connection, slot=slot: self._claim(connection, slot)):

@@ -58,7 +58,7 @@ class MetaldSettings(Settings):
     boot_timeout_seconds: float = Field(default=60.0, ge=1, le=600)
     boot_timeout_emulated_seconds: float = Field(default=120.0, ge=1, le=600)
     shutdown_timeout_seconds: float = Field(default=30.0, ge=0.1, le=600)
-    network_pool_size: int = Field(
+    ready_slots: int = Field(
         default=8, ge=0, le=1000, description="Network slots kept ready for VMs to come."
     )
     reservation_seconds: float = Field(

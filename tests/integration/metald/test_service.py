@@ -42,7 +42,7 @@ STATE = vm_pb.VmState
 @pytest.fixture
 def started(tmp_path: Path) -> Iterator[Platform]:
     # No slots in store for VMs to come: what is there is of the VMs that there are.
-    with started_platform(tmp_path, IRONWORKS_NETWORK_POOL_SIZE="0") as platform:
+    with started_platform(tmp_path, IRONWORKS_READY_SLOTS="0") as platform:
         yield platform
 
 

@@ -41,7 +41,7 @@ async def fill(w: World) -> PoolReconciler:
 
 
 async def test_the_pool_is_filled_bit_by_bit_and_no_further(w: World) -> None:
-    size = w.context.settings.network_pool_size
+    size = w.context.settings.ready_slots
     assert size > POOL_A_PASS
     reconciler = PoolReconciler(w.context)
     counts = (await reconciler.activate()).counts
@@ -85,7 +85,7 @@ async def test_a_slot_of_another_platform_does_not_stop_the_pool(w: World) -> No
     await first.activate()
     w.network.foreign |= {max(w.network.ready) + 1, max(w.network.ready) + 2}
     await fill(w)
-    assert len(w.network.ready) == w.context.settings.network_pool_size
+    assert len(w.network.ready) == w.context.settings.ready_slots
     assert not w.network.foreign & set(w.network.ready)
 
 
