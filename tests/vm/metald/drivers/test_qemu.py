@@ -15,10 +15,12 @@ from ironworks.metald.drivers.driver import (
     GuestConfig,
     GuestEndedError,
     GuestNetwork,
+    RateLimits,
 )
 from ironworks.metald.drivers.qemu import QemuDriver, QemuHandle
 from ironworks.metald.guest.build import DEFAULT_DIR, Guest
 from ironworks.metald.steps import NoSteps, Step, Steps
+from ironworks.model.units import MIB
 from ironworks.runtime.clock import SystemClock
 from ironworks.testkit.rooms import UID, Room, get_page, make_room, make_rootfs
 
@@ -276,3 +278,28 @@ async def test_a_qemu_that_cannot_start_says_why(driver: QemuDriver, room: Room)
     with pytest.raises(DriverError, match=r"network namespace .* cannot be joined"):
         await driver.create(replace(spec, netns="iwtest-none"))
     assert room.processes() == []
+
+
+async def test_a_disk_of_its_own_outlives_a_reboot_and_ipv6_is_up(
+    driver: QemuDriver, room: Room
+) -> None:
+    script = "cat /etc/kept; echo kept >/etc/kept; cat /proc/net/if_inet6; cat /etc/hosts; sync"
+    network = GuestNetwork(address_v6="fd00::2", prefix_length_v6=126, gateway_v6="fd00::1")
+    guest = GuestConfig(hostname="h", argv=("sh", "-c", script), network=network)
+    limits = RateLimits(disk_bytes=64 * MIB, disk_operations=5000)
+    spec = replace(room.spec(guest), scratch_bytes=64 * MIB, rate_limits=limits)
+    handle = await driver.create(spec)
+    for again in (False, True):
+        await handle.boot()
+        async with asyncio.timeout(BOOT_SECONDS):
+            report = await handle.wait()
+        await handle.close()
+        assert (report.kind, report.workload_status) == (ExitKind.WORKLOAD, 0)
+        assert ("kept" in report.console_tail) is again
+        assert any(
+            line.startswith("fd000000000000000000000000000002") for line in report.console_tail
+        )
+        assert "fd00::2\th" in handle.console_path.read_text()
+        if not again:
+            handle = await driver.reboot(spec, handle.evidence)
+    await driver.destroy(room.jail_dir, handle.evidence)
