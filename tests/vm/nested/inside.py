@@ -18,7 +18,7 @@ from ironworks.metald.drivers.driver import Handle
 from ironworks.testkit.rooms import make_rootfs
 
 CONFORMANCE = Path(__file__).parents[2] / "conformance/metald/drivers/conftest.py"
-STEP_SECONDS = 300.0
+STEP_SECONDS = 900.0
 
 
 def load(path: Path) -> ModuleType:
