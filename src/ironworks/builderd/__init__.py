@@ -8,7 +8,7 @@ Invariants, each with a test:
 
 - An accepted build ends COMPLETED, FAILED or CANCELLED, whatever is killed meanwhile; one whose
   worker died begins again at RESOLVING, on another worker if there is one.
-- A turn of the queue takes up the build whose turn it is when the turn begins: tenants in turn, each
+- A turn of the queue takes up the build whose turn it is when it begins: tenants in turn, each
   within its limit, a tenant's own builds by priority. It is decided in one transaction.
 - Every write of a worker names the revision that it follows: who has lost a build changes nothing.
 - A tenant's policy only narrows the platform's, and the policy in force is part of what makes two

@@ -42,7 +42,7 @@ from ironworks.builderd.types import (
 from ironworks.model.errors import Internal, InvalidRequest, PermissionDenied
 from ironworks.model.units import NS_PER_MS, NS_PER_SECOND, format_bytes
 from ironworks.runtime.clock import Clock
-from ironworks.runtime.resilience import call
+from ironworks.runtime.resilience import Breaker, call
 
 LOCK_SECONDS = 20
 """How long a build that does not renew it keeps others from building the same."""
@@ -101,6 +101,7 @@ class Maker:
         self._groups = build_groups(settings, clock)
         self._clock = clock
         self._parse = parse
+        self._registering = Breaker()
 
     def reference(self, image: str) -> ImageReference:
         """What an image's name means here."""
@@ -297,7 +298,7 @@ class Maker:
                 (scratch / "rootfs").replace(self._settings.staging_dir / staged_name)
             return await self._assets.register(build, made, image.config, staged_name)
 
-        asset_id = await call(hand_over, clock=self._clock)
+        asset_id = await call(hand_over, clock=self._clock, breaker=self._registering)
         # Who sees that the build has ended finds nothing of it left.
         await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
         result = BuildResult(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import structlog
 
@@ -81,9 +82,6 @@ async def _running(
             if worker.is_idle and not settings.shared:
                 hurried.start(worker.serve(build.build_id), name=f"build {build.build_id}")
 
-        async def refill(builds: Sequence[Build]) -> int:
-            return await top_up(workflows, builds)
-
         builds = Builds(
             database=database,
             worker=worker,
@@ -106,7 +104,7 @@ async def _running(
                     reach=reach,
                     uploads=uploads,
                     choices=choices,
-                    top_up=refill,
+                    top_up=partial(top_up, workflows),
                 ),
             )
         finally:
