@@ -219,9 +219,8 @@ async def command(  # noqa: PLR0913 - the options of the command
     """Deploy an image and wait until its endpoint answers.
 
     Args:
-        image: Registry reference (docker.io/library/nginx:1.27), or an archive or OCI layout: a
-            relative path, or one that exists here, is uploaded; oci:/path, oci-archive:/file.tar
-            and docker-archive:/file.tar are on the platform's machine.
+        image: Registry reference, or an archive or OCI layout: a relative path, or one that exists
+            here, is uploaded; oci:/path and oci-archive:/file.tar are on the platform's machine.
         name: Unique within the tenant; default: made of the image's name.
         replicas: VMs behind the endpoint; default: 1.
         vcpus: Virtual CPUs of each VM; default: 1.
