@@ -22,7 +22,7 @@ from benchmarks.frame import Benchmark, Outcome, median, spread
 from ironworks.gen.ironworks.billaged.v1 import meter_pb
 from ironworks.gen.ironworks.billaged.v1.meter_connect import MeterServiceClient
 from ironworks.machine.temporary import make_directory
-from ironworks.metald.cgroup.groups import GroupLimits, HostGroups, read_layout
+from ironworks.metald.cgroup.groups import GroupLimits, HostGroups
 from ironworks.metald.sampling.sampler import HostSampler
 from ironworks.metald.sampling.sources import (
     CounterFile,
@@ -34,6 +34,7 @@ from ironworks.metald.sampling.stream import MetricsStream, Origin
 from ironworks.metald.sampling.types import TICK_NS, CgroupFiles, VmSource
 from ironworks.model.errors import NotFound
 from ironworks.model.units import MIB, NS_PER_MS, NS_PER_SECOND
+from ironworks.runtime.cgroup_layout import read_layout
 from ironworks.runtime.clock import SystemClock, SystemEntropy
 from ironworks.runtime.process import run
 from ironworks.runtime.settings import tag_of

@@ -17,6 +17,7 @@ from ironworks.aggregatord.types import (
     Baseline,
     Finding,
     Frontier,
+    Growth,
     StoredWindow,
     Summary,
     VmEpoch,
@@ -40,24 +41,32 @@ class Candidate:
 
 @dataclass(slots=True, kw_only=True)
 class Judgement:
-    """What became of windows, and what they change."""
+    """What became of windows, and what they change.
 
+    `version` is that of all its rows: the number of the batch. A batch whose claim was lost in a
+    crash left rows behind; those of later batches, and of its own repetition, count instead.
+    """
+
+    version: int = 1
     accepted: list[AcceptedWindow] = field(default_factory=list[AcceptedWindow])
     refused: list[tuple[Candidate, Finding]] = field(
         default_factory=list[tuple[Candidate, Finding]]
     )
-    rewritten: list[StoredWindow] = field(default_factory=list[StoredWindow])
+    rewritten: list[tuple[Summary, Growth]] = field(default_factory=list[tuple[Summary, Growth]])
     ends: dict[VmEpoch, Frontier] = field(default_factory=dict[VmEpoch, Frontier])
 
     @property
     def changes(self) -> Changes:
         """What the ledger has to note beside the windows."""
-        return Changes(ends=self.ends, rewritten=[one.summary for one in self.rewritten])
+        return Changes(ends=self.ends, rewritten=[summary for summary, _ in self.rewritten])
 
     def rows(self) -> list[StoredWindow]:
         """Rows of windows to be written."""
-        new = [StoredWindow(summary=one.summary, growth=one.growth) for one in self.accepted]
-        return new + self.rewritten
+        new = [(one.summary, one.growth) for one in self.accepted]
+        return [
+            StoredWindow(summary=summary, growth=growth, version=self.version)
+            for summary, growth in (*new, *self.rewritten)
+        ]
 
 
 class Judge:
@@ -84,7 +93,8 @@ class Judge:
         vm_ids = sorted({key.vm_id for key in queues})
         owners = await self._database.read(lambda c: store.owners_of(c, vm_ids))
         frontiers = await self._database.read(lambda c: store.frontiers(c, list(queues)))
-        made = Judgement()
+        generation = await self._database.read(lambda c: store.last_number(c, store.GENERATION))
+        made = Judgement(version=generation + 1)
         for key, queue in queues.items():
             frontier = frontiers.get(key)
             owner = owners.get(key.vm_id, _UNKNOWN)
@@ -201,14 +211,14 @@ class _Epoch:
         self.passed_seq = stored.summary.first_seq
         growth = metering.growth(stored.summary, self.before)
         if self.new and growth != stored.growth:
-            made.rewritten.append(
-                StoredWindow(summary=stored.summary, growth=growth, version=stored.version + 1)
-            )
+            made.rewritten.append((stored.summary, growth))
         self.before = metering.after(self.before, stored.summary)
         self.open -= _seen(stored.summary)
 
     def take(self, summary: Summary) -> None:
         """A new window stands here."""
+        # A row of it without a claim, of a crash: the window takes its own place.
+        self.ahead = [one for one in self.ahead if one.summary.first_seq != summary.first_seq]
         self.before = metering.after(self.before, summary)
         self.taken_seq = max(self.taken_seq, summary.last_seq)
         self.new.append(summary)

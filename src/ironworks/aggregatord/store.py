@@ -225,6 +225,10 @@ def free_in(connection: Connection, key: VmEpoch, first_seq: int, last_seq: int)
     return max(0, size - taken)
 
 
+GENERATION = "generation"
+"""The counter of accepted batches."""
+
+
 def put_batch(
     connection: Connection,
     batch: LedgerBatch,
@@ -296,7 +300,7 @@ def _ledger_row(one: AcceptedWindow, batch_id: str) -> dict[str, object]:
 
 def _mark_dirty(connection: Connection, changed: Iterable[Summary]) -> None:
     """The hours of windows whose growth is new or has changed."""
-    generation = next_number(connection, "generation")
+    generation = next_number(connection, GENERATION)
     hours = {(one.key, one.start_at_ns // HOUR_NS * HOUR_NS): one.tenant_id for one in changed}
     rows = [
         {
@@ -324,6 +328,11 @@ def next_number(connection: Connection, name: str) -> int:
             index_elements=["name"], set_={"value": COUNTERS.c.value + 1}
         ).returning(COUNTERS.c.value)
     ).scalar_one()
+
+
+def last_number(connection: Connection, name: str) -> int:
+    """The newest number of a counter; 0 if it has given none."""
+    return connection.scalar(select(COUNTERS.c.value).where(COUNTERS.c.name == name)) or 0
 
 
 def dirty_hours(connection: Connection, limit: int) -> list[DirtyHour]:

@@ -257,7 +257,7 @@ class Growth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredWindow:
-    """A window as its row says: `version` counts how often its growth was computed."""
+    """A window as its row says; `version` is the number of the batch that computed its growth."""
 
     summary: Summary
     growth: Growth

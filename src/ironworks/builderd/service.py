@@ -49,6 +49,17 @@ async def compose(chassis: Chassis[BuilderSettings]) -> AsyncGenerator[Parts]:
         await asyncio.to_thread(database.close)
 
 
+def _maker(chassis: Chassis[BuilderSettings], journal: Journal, reach: Reach) -> Maker:
+    return Maker(
+        journal=journal,
+        assets=RemoteAssets(chassis.clients),
+        reach=reach,
+        settings=chassis.settings,
+        clock=chassis.clock,
+        parse=parse_image,
+    )
+
+
 @asynccontextmanager
 async def _running(
     chassis: Chassis[BuilderSettings], database: Database, vault: Vault
@@ -59,14 +70,7 @@ async def _running(
     reach = await asyncio.to_thread(
         lambda: Reach(database=database, vault=vault, settings=settings, clock=clock)
     )
-    maker = Maker(
-        journal=journal,
-        assets=RemoteAssets(chassis.clients),
-        reach=reach,
-        settings=settings,
-        clock=clock,
-        parse=parse_image,
-    )
+    maker = _maker(chassis, journal, reach)
     worker = Worker(journal=journal, maker=maker, settings=settings, clock=clock)
     if left := await asyncio.to_thread(worker.open):
         _log.info("scratch_cleaned", builds=left)

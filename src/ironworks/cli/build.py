@@ -27,7 +27,7 @@ async def command(
     *,
     format: FormatName = "squashfs",  # noqa: A002 - the option's name
     priority: PriorityName = "normal",
-    timeout: int = 0,  # noqa: ASYNC109 - of the build
+    timeout_seconds: int = 0,
     label: Annotated[list[str] | None, Parameter(negative=())] = None,
     force: bool = False,
     detach: bool = False,
@@ -41,7 +41,7 @@ async def command(
             the platform's machine.
         format: File system to write; default: squashfs.
         priority: Order among the tenant's builds; default: normal.
-        timeout: Seconds after which it fails; default: the platform's limit.
+        timeout_seconds: Seconds after which it fails; default: the platform's limit.
         label: KEY=VALUE; may be given more than once.
         force: Build even if the same was built before.
         detach: Answer as soon as the build is accepted.
@@ -53,7 +53,7 @@ async def command(
             rootfs_format=build_pb.RootfsFormat[format.upper()],
             labels=labels,
             priority=build_pb.BuildPriority[priority.upper()],
-            timeout_seconds=timeout,
+            timeout_seconds=timeout_seconds,
             force=force,
         )
         if not detach:

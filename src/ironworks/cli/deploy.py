@@ -230,9 +230,8 @@ async def command(  # noqa: PLR0913 - the options of the command
         restart: When a VM whose application has ended is booted again: never, on-failure, always.
         health_path: HTTP path that must answer with a status from 200 to 399 for a VM to get
             traffic; default: its port must accept connections.
-        egress: Network that the VMs may connect to, with its ports if not all of them:
-            203.0.113.0/24:80,443 or [2001:db8::/32]:443. May be given more than once; default: they
-            reach each other and nothing else.
+        egress: Network that VMs may connect to, with its ports if not all: 203.0.113.0/24:80,443.
+            May be given more than once; default: they reach each other and nothing else.
         detach: Answer as soon as the job is accepted.
     """
     out = options.output()
@@ -260,13 +259,6 @@ async def command(  # noqa: PLR0913 - the options of the command
             out.say(f"The job goes on: `iron job watch {accepted.job_id}` follows it.")
             raise
     out.fields(as_fields(result), for_people(result))
-
-
-def _accepted(out: Output, accepted: deployments_pb.CreateDeploymentResponse) -> None:
-    made = accepted.deployment or deployments_pb.Deployment()
-    out.fields(
-        accepted, {"Deployment": made.deployment_id, "Name": made.name, "Job": accepted.job_id}
-    )
 
 
 def as_fields(result: DeployResult) -> dict[str, object]:

@@ -32,7 +32,7 @@ _SETTINGS = {
     "background_fetches_pool_size": 1,
     # Made on demand. Each close of a connection leaves six behind, and a pool that is used up waits
     # for ever: a bound for leaks, not for work.
-    "max_thread_pool_size": 512,
+    "max_thread_pool_size": 10_000,
     "mark_cache_size": 16 << 20,
     "uncompressed_cache_size": 0,
     "max_threads": 2,

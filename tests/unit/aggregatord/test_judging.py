@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
-from ironworks.aggregatord import decode, metering
+from ironworks.aggregatord import decode, metering, store
 from ironworks.aggregatord.judging import PAGE, Candidate, Judge
 from ironworks.aggregatord.types import DAY_NS, Interval, UsageFilter, VmEpoch, Window
 from ironworks.gen.ironworks.aggregatord.v1 import batch_pb
 from ironworks.gen.ironworks.aggregatord.v1.batch_pb import QuarantineReason
 from ironworks.gen.ironworks.aggregatord.v1.usage_pb import Meter
+from ironworks.model.errors import Unavailable
 from ironworks.testkit.aggregator import Aggregator
 from ironworks.testkit.metering import EPOCH_AT_NS, reading, window
 
@@ -25,7 +28,7 @@ def candidate(raw: batch_pb.Window, position: int = 0) -> Candidate:
 
 
 async def growths(made: Aggregator) -> list[tuple[int, int, int]]:
-    """First number, CPU time and version of each stored window."""
+    """First number, CPU time and batch of each stored window."""
     stored = await made.warehouse.following(KEY, -1, 1000)
     return [(one.summary.first_seq, one.growth.grown["cpu_ns"], one.version) for one in stored]
 
@@ -47,13 +50,42 @@ async def test_what_comes_late_is_taken_off_the_window_after_it(made: Aggregator
     step = reading("cpu_ns", 10) - reading("cpu_ns", 0)
     for first in (0, 20, 30):
         await made.submit([window(range(first, first + 10))])
-    assert await growths(made) == [(0, step * 9 // 10, 1), (20, 2 * step, 1), (30, step, 1)]
+    assert await growths(made) == [(0, step * 9 // 10, 1), (20, 2 * step, 2), (30, step, 3)]
     await made.submit([window(range(10, 20))])
     assert await growths(made) == [
         (0, step * 9 // 10, 1),
-        (10, step, 1),
-        (20, step, 2),
-        (30, step, 1),
+        (10, step, 4),
+        (20, step, 4),
+        (30, step, 3),
+    ]
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations((10, 20, 30))))
+@pytest.mark.parametrize("crashed", [(10,), (20,), (30,), (10, 30), (30, 20), (30, 20, 10)])
+async def test_windows_whose_claim_was_lost_are_counted_once_when_they_come_again(
+    made: Aggregator,
+    monkeypatch: pytest.MonkeyPatch,
+    crashed: tuple[int, ...],
+    order: tuple[int, ...],
+) -> None:
+    step = reading("cpu_ns", 10)
+
+    def crash(*_: object) -> None:
+        raise Unavailable("killed")
+
+    await made.submit([window(range(10))])
+    for first in crashed:
+        with monkeypatch.context() as patched:
+            patched.setattr(store, "put_batch", crash)
+            with pytest.raises(Unavailable):
+                await made.submit([window(range(first, first + 10))])
+    for first in order:
+        await made.submit([window(range(first, first + 10))])
+    assert [(first, cpu) for first, cpu, _ in await growths(made)] == [
+        (0, step * 9 // 10),
+        (10, step),
+        (20, step),
+        (30, step),
     ]
 
 
@@ -68,11 +100,11 @@ async def test_a_reading_that_is_missing_hands_the_difference_on(made: Aggregato
     await made.submit([at(10)])
     assert await growths(made) == [
         (0, step * 9 // 10, 1),
-        (10, step, 1),
+        (10, step, 5),
         # Its time is shorter now, its CPU time was never read.
-        (20, 0, 2),
-        (30, 0, 1),
-        (40, 3 * step, 2),
+        (20, 0, 5),
+        (30, 0, 3),
+        (40, 3 * step, 5),
     ]
 
 

@@ -50,14 +50,14 @@ async def test_credentials_are_checked_and_never_answered(world: BuildWorld) -> 
     assert await world.choices.credentials("tnt_evil") == []
     for username, password in (("", "x"), ("a:b", "x"), ("a", ""), ("a", "x" * 9000)):
         with pytest.raises(InvalidRequest):
-            await world.choices.set_credential(TENANT, "ghcr.io", username, password)
+            await world.choices.set_credential(TENANT, "registry.example", username, password)
     await world.choices.delete_credential(TENANT, "docker.io")
     assert await world.choices.credentials(TENANT) == []
 
 
 async def test_what_an_old_key_encrypted_is_encrypted_again(tmp_path: Path) -> None:
     async with build_world(tmp_path) as world:
-        await world.choices.set_credential(TENANT, "ghcr.io", "bot", "s3cret")
+        await world.choices.set_credential(TENANT, "registry.example", "bot", "s3cret")
         assert await world.choices.encrypt_again() == 0
         keys = world.settings.key_file
     keys.write_bytes(Fernet.generate_key() + b"\n" + keys.read_bytes())
@@ -69,7 +69,10 @@ async def test_what_an_old_key_encrypted_is_encrypted_again(tmp_path: Path) -> N
         assert await world.choices.encrypt_again() == 0
 
 
-@pytest.mark.parametrize("scope", ["", "GHCR.io", "ghcr.io/", "https://ghcr.io", "a b", "a/../b"])
+@pytest.mark.parametrize(
+    "scope",
+    ["", "Registry.example", "registry.example/", "https://registry.example", "a b", "a/../b"],
+)
 def test_what_is_no_registry(scope: str) -> None:
     with pytest.raises(InvalidRequest, match="is not a registry"):
         check_scope(scope)
