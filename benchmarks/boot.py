@@ -198,6 +198,7 @@ async def measure(quick: bool) -> Outcome:  # noqa: FBT001 - the frame's signatu
         for _ in range(2 if quick else 7):
             ours.append(await boot_ours(vms, made))
             reference.append(await boot_reference(made, network, REFERENCE_SLOT_OFFSET))
+        await network.drain()
     totals = [one.total_ms for one in ours]
     shares = [one.share_ms for one in ours]
     ratio = median(totals) / median(reference)

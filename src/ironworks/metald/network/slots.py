@@ -372,6 +372,10 @@ class HostNetwork:
         await asyncio.to_thread(self._fabric.remove_if_empty)
         self._fabric.close()
 
+    def close(self) -> None:
+        """Let go of sockets and leave everything as it is."""
+        self._fabric.close()
+
     async def mend_fabric(self) -> bool:
         """Make again what is gone of what all slots share; answers whether anything was."""
         try:

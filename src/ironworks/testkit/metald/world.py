@@ -151,6 +151,8 @@ async def world(
         )
     for handle in context.handles.values():
         await handle.close()
+    if isinstance(context.network, HostNetwork):
+        context.network.close()
     await asyncio.to_thread(database.close)
 
 
