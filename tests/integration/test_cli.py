@@ -71,7 +71,9 @@ async def iron(tmp_path: Path) -> AsyncIterator[Iron]:
 
 
 async def test_deploy_shows_stages_and_ends_with_the_endpoint(iron: Iron) -> None:
-    done = await iron("deploy", "oci:/srv/layout", "--name", "web", "--env", "A=b", "--memory", "1GiB")
+    done = await iron(
+        "deploy", "oci:/srv/layout", "--name", "web", "--env", "A=b", "--memory", "1GiB"
+    )
     assert done.status == 0, done.err
     assert "building   done in" in done.err
     assert "https://web-0123456789.ironworks.localhost:8443/" in done.out
