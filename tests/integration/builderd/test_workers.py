@@ -147,7 +147,10 @@ async def test_a_build_goes_on_elsewhere_while_its_worker_sleeps(
     await fleet.start("slow")
     reference = world.image("app", b"", *_random_files(40))
     build = await world.create(reference)
-    await world.until(build, BuildState.BUILDING)
+    seen = build
+    while seen.state is BuildState.QUEUED:
+        await asyncio.sleep(0.005)
+        seen = await world.builds.get(build.tenant_id, build.build_id)
     fleet.running["slow"].send_signal(signal.SIGSTOP)
     await fleet.start("other")
     (done,) = await ended(world)
