@@ -171,7 +171,7 @@ async def test_kills_lose_nothing_that_was_acknowledged_and_double_nothing(
     rows = await raw(
         tmp_path,
         "SELECT vm_id, count(), uniqExact(seq), min(cpu_ns), max(cpu_ns),"
-        " groupArray(seq) FROM raw_samples GROUP BY vm_id ORDER BY vm_id",
+        " groupArray(seq) FROM raw_samples FINAL GROUP BY vm_id ORDER BY vm_id",
     )
     assert [row[0] for row in rows] == list(VMS)
     assert len(safe) > 10
