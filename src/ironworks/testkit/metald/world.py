@@ -149,11 +149,15 @@ async def world(
         yield World(
             context=context, lessor=lessor, sampler=sampler, faults=faults, data_dir=data_dir
         )
+    await _let_go(context)
+
+
+async def _let_go(context: Context) -> None:
     for handle in context.handles.values():
         await handle.close()
     if isinstance(context.network, HostNetwork):
         context.network.close()
-    await asyncio.to_thread(database.close)
+    await asyncio.to_thread(context.db.close)
 
 
 async def _host(database: Database, data_dir: Path) -> Host:

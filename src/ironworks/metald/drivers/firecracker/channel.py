@@ -6,6 +6,7 @@ init connects again whenever its connection breaks, so a metald that restarts ju
 
 import asyncio
 import os
+import socket
 from pathlib import Path
 
 from ironworks.metald.drivers.sockets import listen
@@ -53,7 +54,8 @@ class ControlListener:
         self.channel = ControlChannel()
         self.current: asyncio.BaseTransport | None = None
         self.attached = asyncio.Event()
-        self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
+        self._coming: set[asyncio.Task[object]] = set()
         self._connections = 0
         self._closed = False
 
@@ -66,11 +68,28 @@ class ControlListener:
         listener = listen(path)
         try:
             os.chown(path, uid, gid, follow_symlinks=False)
-            loop = asyncio.get_running_loop()
-            self._server = await loop.create_unix_server(lambda: _Connection(self), sock=listener)
         except BaseException:
             listener.close()
             raise
+        listener.setblocking(False)
+        self._listener = listener
+        # Not asyncio's server: one that is closed loses the socket that it has just accepted.
+        asyncio.get_running_loop().add_reader(listener.fileno(), self._accept)
+
+    def _accept(self) -> None:
+        if self._listener is None:
+            return
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:
+            return
+        connection.setblocking(False)
+        loop = asyncio.get_running_loop()
+        task: asyncio.Task[object] = loop.create_task(
+            loop.connect_accepted_socket(lambda: _Connection(self), connection)
+        )
+        self._coming.add(task)
+        task.add_done_callback(self._coming.discard)
 
     def connected(self, transport: asyncio.BaseTransport) -> None:
         """A guest has connected: it replaces an earlier connection, which is dead if it is ours."""
@@ -87,13 +106,16 @@ class ControlListener:
         self.attached.set()
 
     def _stop_listening(self) -> None:
-        if self._server is not None:
-            self._server.close()
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener.fileno())
+            self._listener.close()
+            self._listener = None
 
     async def close(self) -> None:
         """Let go; the guest will knock at the next metald's."""
         self._closed = True
         self._stop_listening()
+        await asyncio.gather(*self._coming, return_exceptions=True)
         if self.current is not None:
             self.channel.close()
             await self.channel.wait_closed()

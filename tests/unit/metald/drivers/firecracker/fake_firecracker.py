@@ -101,7 +101,8 @@ class Firecracker:
             self.tell_metrics()
         elif action == "SendCtrlAltDel":
             print("guest: Ctrl-Alt-Del", flush=True)
-            os._exit(0)
+            # As a guest does: after the answer.
+            threading.Timer(0.2, os._exit, (0,)).start()
         return "204 No Content", {}
 
     def serve(self) -> None:

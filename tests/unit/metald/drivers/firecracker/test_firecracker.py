@@ -143,6 +143,10 @@ async def test_a_reboot_keeps_console_and_disk(place: Place) -> None:
     second = await booted(await place.driver().reboot(spec, first.evidence))
     assert second.evidence.pid != first.evidence.pid
     assert (place.jail_dir / "scratch.img").stat().st_ino == inode
+    for _ in range(500):
+        if second.console_path.read_text().count("guest: booted") == 2:
+            break
+        await asyncio.sleep(0.02)
     assert second.console_path.read_text().count("guest: booted") == 2
     assert (await second.block_counters()).read_bytes == 20
     await second.kill()
