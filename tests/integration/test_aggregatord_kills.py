@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import sys
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-from pyqwest import Client, HTTPTransport
 
 from ironworks.gen.ironworks.aggregatord.v1 import batch_pb, usage_pb
 from ironworks.gen.ironworks.aggregatord.v1.batch_connect import BatchServiceClient
@@ -21,71 +15,14 @@ from ironworks.gen.ironworks.aggregatord.v1.usage_connect import UsageServiceCli
 from ironworks.model.errors import IronError
 from ironworks.model.units import NS_PER_SECOND
 from ironworks.runtime.clock import SystemClock
-from ironworks.runtime.identity import ServiceSigner, ensure_service_keys
-from ironworks.runtime.rpc.client import Clients
-from ironworks.runtime.settings import Settings
 from ironworks.storage.clickhouse import ChdbEngine
-from ironworks.testkit.gatewayd import free_port
 from ironworks.testkit.metering import batch, reading, window
+from ironworks.testkit.services import Services, running
 
 CLOCK = SystemClock()
-START_SECONDS = 120.0
 WINDOW_TICKS = 600
 VMS = 8
 MINUTE_NS = 60 * NS_PER_SECOND
-
-
-@dataclass
-class Service:
-    """aggregatord as a process on a data directory, and its callers' clients."""
-
-    directory: Path
-    settings: Settings
-    process: asyncio.subprocess.Process | None = None
-
-    def clients(self, service: str) -> Clients:
-        signer = ServiceSigner.load(self.directory, service, self.settings.trust_domain, CLOCK)
-        return Clients(settings=self.settings, signer=signer)
-
-    async def start(self) -> None:
-        environment = {
-            **os.environ,
-            "IRONWORKS_DATA_DIR": str(self.directory),
-            "IRONWORKS_AGGREGATORD_URL": self.settings.aggregatord_url,
-        }
-        self.process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "ironworks.aggregatord",
-            env=environment,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
-        http = Client(HTTPTransport(proxy=()))
-        async with asyncio.timeout(START_SECONDS):
-            while True:
-                with suppress(OSError):
-                    url = f"{self.settings.aggregatord_url}/readyz"
-                    if (await http.execute("GET", url)).status == 200:
-                        return
-                await asyncio.sleep(0.02)
-
-    async def end(self, number: signal.Signals) -> None:
-        if self.process is not None:
-            self.process.send_signal(number)
-            await self.process.wait()
-            self.process = None
-
-
-@asynccontextmanager
-async def service(directory: Path) -> AsyncGenerator[Service]:
-    ensure_service_keys(directory)
-    url = f"http://127.0.0.1:{free_port()}"
-    one = Service(directory, Settings(data_dir=directory, aggregatord_url=url))
-    try:
-        await one.start()
-        yield one
-    finally:
-        await one.end(signal.SIGKILL)
 
 
 def minute(number: int, start_at_ns: int) -> batch_pb.SubmitBatchRequest:
@@ -96,14 +33,14 @@ def minute(number: int, start_at_ns: int) -> batch_pb.SubmitBatchRequest:
 
 
 async def submit_through_a_kill(
-    on: Service, requests: list[batch_pb.SubmitBatchRequest], delay_seconds: float
+    on: Services, requests: list[batch_pb.SubmitBatchRequest], delay_seconds: float
 ) -> int:
     """Submit until the service dies after some time; answers how many were acknowledged."""
     client = on.clients("billaged").of(BatchServiceClient, "aggregatord", timeout_seconds=30)
 
     async def kill() -> None:
         await asyncio.sleep(delay_seconds)
-        await on.end(signal.SIGKILL)
+        await on.end("aggregatord", signal.SIGKILL)
 
     acknowledged = 0
     async with asyncio.TaskGroup() as group:
@@ -124,19 +61,19 @@ async def test_kills_lose_and_double_nothing(tmp_path: Path, thorough: bool) -> 
     chance = np.random.default_rng(kills)
     start_at_ns = CLOCK.now_ns() // MINUTE_NS * MINUTE_NS - 3 * 24 * 60 * MINUTE_NS
     done = 0
-    async with service(tmp_path) as on:
+    async with running(tmp_path, ["aggregatord"]) as on:
         for number in range(kills):
             requests = [minute(done + ahead, start_at_ns) for ahead in range(20)]
             done += await submit_through_a_kill(on, requests, chance.uniform(0.0, 0.4))
             # Every third time the store is asked before what was not acknowledged comes again.
-            await on.start()
+            await on.start("aggregatord")
             if number % 3 == 0:
                 await check(on, start_at_ns, done, exactly=False)
         client = on.clients("billaged").of(BatchServiceClient, "aggregatord")
         for again in (done - 1, done):
             await client.submit_batch(minute(again, start_at_ns))
         await check(on, start_at_ns, done + 1, exactly=True)
-        await on.end(signal.SIGTERM)
+        await on.end("aggregatord", signal.SIGTERM)
     engine = ChdbEngine(tmp_path / "aggregatord" / "usage")
     await engine.open()
     rows = await engine.rows("SELECT count(), uniqExact(vm_id, seq) FROM raw_samples FINAL")
@@ -144,7 +81,7 @@ async def test_kills_lose_and_double_nothing(tmp_path: Path, thorough: bool) -> 
     assert rows == [[VMS * WINDOW_TICKS * (done + 1)] * 2]
 
 
-async def check(on: Service, start_at_ns: int, minutes: int, *, exactly: bool) -> None:
+async def check(on: Services, start_at_ns: int, minutes: int, *, exactly: bool) -> None:
     """All acknowledged minutes are there, whole; one more may be, that was not acknowledged."""
     client = on.clients("gatewayd").of(
         UsageServiceClient, "aggregatord", tenant_id="tnt_a", timeout_seconds=120

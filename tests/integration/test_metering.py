@@ -7,16 +7,13 @@ log, windows, chDB, prices.
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from pyqwest import Client, HTTPTransport
 
 from ironworks.gen.ironworks.aggregatord.v1 import invoice_pb, usage_pb
 from ironworks.gen.ironworks.aggregatord.v1.invoice_connect import InvoiceServiceClient
@@ -29,79 +26,18 @@ from ironworks.metald.sampling.types import BlockCounters, CgroupFiles, VmSource
 from ironworks.model.errors import DeadlineExceeded, PermissionDenied
 from ironworks.model.units import MIB, NS_PER_SECOND
 from ironworks.runtime.clock import SystemClock, SystemEntropy
-from ironworks.runtime.identity import ServiceSigner, ensure_service_keys
-from ironworks.runtime.rpc.client import Clients
-from ironworks.runtime.settings import Settings
 from ironworks.runtime.tasks import Tasks
-from ironworks.testkit.gatewayd import free_port
+from ironworks.testkit.services import Services, running
 
-START_SECONDS = 60.0
 CLOCK = SystemClock()
 
 
-@dataclass
-class Platform:
-    """billaged and aggregatord on one data directory, and the clients of their callers."""
-
-    directory: Path
-    settings: Settings
-    processes: dict[str, asyncio.subprocess.Process] = field(
-        default_factory=dict[str, asyncio.subprocess.Process]
-    )
-
-    def clients(self, service: str) -> Clients:
-        signer = ServiceSigner.load(self.directory, service, self.settings.trust_domain, CLOCK)
-        return Clients(settings=self.settings, signer=signer)
-
-    async def start(self, service: str) -> None:
-        environment = {
-            **os.environ,
-            "IRONWORKS_DATA_DIR": str(self.directory),
-            "IRONWORKS_BILLAGED_URL": self.settings.billaged_url,
-            "IRONWORKS_AGGREGATORD_URL": self.settings.aggregatord_url,
-            "IRONWORKS_METER_FLUSH_SECONDS": "10",
-        }
-        self.processes[service] = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            f"ironworks.{service}",
-            env=environment,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
-        client = Client(HTTPTransport(proxy=()))
-        async with asyncio.timeout(START_SECONDS):
-            while True:
-                try:
-                    answer = await client.execute("GET", f"{self.settings.url_of(service)}/readyz")
-                except OSError:
-                    await asyncio.sleep(0.05)
-                else:
-                    assert answer.status == 200
-                    return
-
-    async def end(self, service: str, number: signal.Signals) -> int:
-        process = self.processes.pop(service)
-        process.send_signal(number)
-        return await asyncio.wait_for(process.wait(), 30)
-
-
 @pytest.fixture
-async def platform(tmp_path: Path) -> AsyncIterator[Platform]:
-    ensure_service_keys(tmp_path)
-    one = Platform(
-        directory=tmp_path,
-        settings=Settings(
-            data_dir=tmp_path,
-            billaged_url=f"http://127.0.0.1:{free_port()}",
-            aggregatord_url=f"http://127.0.0.1:{free_port()}",
-        ),
-    )
-    try:
-        await asyncio.gather(one.start("aggregatord"), one.start("billaged"))
+async def platform(tmp_path: Path) -> AsyncIterator[Services]:
+    """billaged and aggregatord on one data directory."""
+    env = {"IRONWORKS_METER_FLUSH_SECONDS": "10"}
+    async with running(tmp_path, ["aggregatord", "billaged"], env) as one:
         yield one
-    finally:
-        for service in list(one.processes):
-            await one.end(service, signal.SIGKILL)
 
 
 @dataclass
@@ -143,7 +79,7 @@ class Host:
 
 
 @asynccontextmanager
-async def host(platform: Platform, files: Path, run_id: str = "run-1") -> AsyncGenerator[Host]:
+async def host(platform: Services, files: Path, run_id: str = "run-1") -> AsyncGenerator[Host]:
     files.mkdir(exist_ok=True)
     clients = platform.clients("metald")
     stream = MetricsStream(
@@ -174,7 +110,7 @@ async def work(on: Host, ticks: int = TICKS) -> None:
     await asyncio.sleep(0.35)
 
 
-async def flush(platform: Platform, *vm_ids: str) -> list[meter_pb.ShippedWindow]:
+async def flush(platform: Services, *vm_ids: str) -> list[meter_pb.ShippedWindow]:
     client = platform.clients("metald").of(MeterServiceClient, "billaged")
     answer = await client.flush_windows(meter_pb.FlushWindowsRequest(vm_ids=list(vm_ids)))
     return list(answer.windows)
@@ -186,13 +122,13 @@ def around(began_ns: int) -> usage_pb.Interval:
     )
 
 
-async def usage(platform: Platform, began_ns: int) -> dict[tuple[str, str], int]:
+async def usage(platform: Services, began_ns: int) -> dict[tuple[str, str], int]:
     client = platform.clients("gatewayd").of(UsageServiceClient, "aggregatord", tenant_id="tnt_a")
     answer = await client.get_usage(usage_pb.GetUsageRequest(interval=around(began_ns), by_vm=True))
     return {(row.vm_id, row.meter.name): int(row.quantity) for row in answer.rows}
 
 
-async def completeness(platform: Platform, began_ns: int) -> tuple[usage_pb.Completeness, set[str]]:
+async def completeness(platform: Services, began_ns: int) -> tuple[usage_pb.Completeness, set[str]]:
     """The totals, checked against each other, and why samples are missing.
 
     A shared machine may be late for a tick; that is a gap with its reason, and no failure.
@@ -207,7 +143,7 @@ async def completeness(platform: Platform, began_ns: int) -> tuple[usage_pb.Comp
     return answer.total, {gap.reason.name for gap in answer.gaps} - {"SAMPLER_LATE"}
 
 
-async def test_every_sample_is_traced_to_the_bill(platform: Platform, tmp_path: Path) -> None:
+async def test_every_sample_is_traced_to_the_bill(platform: Services, tmp_path: Path) -> None:
     began_ns = CLOCK.now_ns()
     async with host(platform, tmp_path / "host") as on:
         await on.attach("vm_1")
@@ -257,7 +193,7 @@ async def test_every_sample_is_traced_to_the_bill(platform: Platform, tmp_path: 
 
 
 async def test_killing_billaged_loses_nothing_that_it_acknowledged(
-    platform: Platform, tmp_path: Path
+    platform: Services, tmp_path: Path
 ) -> None:
     began_ns = CLOCK.now_ns()
     async with host(platform, tmp_path / "host") as on:
@@ -277,7 +213,7 @@ async def test_killing_billaged_loses_nothing_that_it_acknowledged(
 
 
 async def test_an_aggregatord_that_is_down_gets_everything_later_and_once(
-    platform: Platform, tmp_path: Path
+    platform: Services, tmp_path: Path
 ) -> None:
     began_ns = CLOCK.now_ns()
     async with host(platform, tmp_path / "host") as on:
@@ -301,7 +237,7 @@ async def test_an_aggregatord_that_is_down_gets_everything_later_and_once(
 
 
 async def test_a_vm_that_outlives_metald_is_charged_on_and_the_silence_is_a_gap(
-    platform: Platform, tmp_path: Path
+    platform: Services, tmp_path: Path
 ) -> None:
     began_ns = CLOCK.now_ns()
     async with host(platform, tmp_path / "host") as on:
@@ -322,7 +258,7 @@ async def test_a_vm_that_outlives_metald_is_charged_on_and_the_silence_is_a_gap(
     assert (await usage(platform, began_ns))["vm_1", "VCPU_USED"] == 9 * BUSY_NS
 
 
-async def test_only_metald_may_say_what_was_used(platform: Platform) -> None:
+async def test_only_metald_may_say_what_was_used(platform: Services) -> None:
     event = samples_pb.LifecycleEvent(
         vm_id="vm_1",
         tenant_id="tnt_a",

@@ -11,6 +11,17 @@ from ironworks.gen.ironworks.common.v1 import common_pb
 from ironworks.sdk.resource import Resource
 
 
+def _chosen(
+    tenant_id: str,
+    vm_ids: Sequence[str],
+    deployment_id: str,
+    meters: Sequence[usage_pb.Meter] = (),
+) -> usage_pb.UsageFilter:
+    return usage_pb.UsageFilter(
+        tenant_id=tenant_id, vm_ids=[*vm_ids], deployment_id=deployment_id, meters=[*meters]
+    )
+
+
 class Usage(Resource):
     """Usage of the caller's tenant or, for operators, of any."""
 
@@ -28,12 +39,7 @@ class Usage(Resource):
     ) -> usage_pb.GetUsageResponse:
         """Exact sums of meters over `[from_ns, to_ns)`, UTC nanoseconds, whole or in steps."""
         request = usage_pb.GetUsageRequest(
-            filter=usage_pb.UsageFilter(
-                tenant_id=tenant_id,
-                vm_ids=[*vm_ids],
-                deployment_id=deployment_id,
-                meters=[*meters],
-            ),
+            filter=_chosen(tenant_id, vm_ids, deployment_id, meters),
             interval=usage_pb.Interval(from_ns=from_ns, to_ns=to_ns),
             step=step,
             by_vm=by_vm,
@@ -53,9 +59,7 @@ class Usage(Resource):
     ) -> usage_pb.GetCompletenessResponse:
         """Samples expected, received and missing, with the reasons, in total and for each VM."""
         request = usage_pb.GetCompletenessRequest(
-            filter=usage_pb.UsageFilter(
-                tenant_id=tenant_id, vm_ids=[*vm_ids], deployment_id=deployment_id
-            ),
+            filter=_chosen(tenant_id, vm_ids, deployment_id),
             interval=usage_pb.Interval(from_ns=from_ns, to_ns=to_ns),
         )
         return await self._connection.call(
@@ -75,9 +79,7 @@ class Usage(Resource):
     ) -> usage_pb.ListGapsResponse:
         """One page of missing intervals with their reasons, by VM and number."""
         request = usage_pb.ListGapsRequest(
-            filter=usage_pb.UsageFilter(
-                tenant_id=tenant_id, vm_ids=[*vm_ids], deployment_id=deployment_id
-            ),
+            filter=_chosen(tenant_id, vm_ids, deployment_id),
             interval=usage_pb.Interval(from_ns=from_ns, to_ns=to_ns),
             page=common_pb.PageRequest(page_size=page_size, page_token=page_token),
         )
@@ -98,9 +100,7 @@ class Usage(Resource):
     ) -> usage_pb.ListAdjustmentsResponse:
         """One page of what arrived after its day was settled."""
         request = usage_pb.ListAdjustmentsRequest(
-            filter=usage_pb.UsageFilter(
-                tenant_id=tenant_id, vm_ids=[*vm_ids], deployment_id=deployment_id
-            ),
+            filter=_chosen(tenant_id, vm_ids, deployment_id),
             interval=usage_pb.Interval(from_ns=from_ns, to_ns=to_ns),
             page=common_pb.PageRequest(page_size=page_size, page_token=page_token),
         )
@@ -121,12 +121,7 @@ class Usage(Resource):
         A stream that breaks raises: what was used meanwhile is in `get`.
         """
         request = usage_pb.StreamUsageRequest(
-            filter=usage_pb.UsageFilter(
-                tenant_id=tenant_id,
-                vm_ids=[*vm_ids],
-                deployment_id=deployment_id,
-                meters=[*meters],
-            )
+            filter=_chosen(tenant_id, vm_ids, deployment_id, meters)
         )
         news = self._connection.stream(UsageServiceClient, UsageServiceClient.stream_usage, request)
         async with aclosing(news):
@@ -149,12 +144,7 @@ class Usage(Resource):
     ) -> AsyncGenerator[bytes]:
         """The rows of `get` as a CSV or Parquet file, piece by piece."""
         request = usage_pb.ExportUsageRequest(
-            filter=usage_pb.UsageFilter(
-                tenant_id=tenant_id,
-                vm_ids=[*vm_ids],
-                deployment_id=deployment_id,
-                meters=[*meters],
-            ),
+            filter=_chosen(tenant_id, vm_ids, deployment_id, meters),
             interval=usage_pb.Interval(from_ns=from_ns, to_ns=to_ns),
             step=step,
             by_vm=by_vm,

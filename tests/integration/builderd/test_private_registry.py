@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import shutil
-import socket
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -17,59 +13,14 @@ from ironworks.runtime.process import run
 from ironworks.testkit import images
 from ironworks.testkit.builds import BuildWorld, build_world
 from ironworks.testkit.images import File
+from ironworks.testkit.registry import INSTALLED, docker_registry
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("docker-registry") is None, reason="docker-registry is not installed"
-)
-SETTINGS = """
-version: 0.1
-log: {{level: error, accesslog: {{disabled: true}}}}
-storage: {{filesystem: {{rootdirectory: {root}}}}}
-http: {{addr: "127.0.0.1:{port}"}}
-"""
-AUTH = "auth: {{htpasswd: {{realm: test, path: {path}}}}}\n"
-
-
-@asynccontextmanager
-async def serving(directory: Path, *, private: bool) -> AsyncGenerator[str]:
-    directory.mkdir()
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    settings = SETTINGS.format(root=directory / "data", port=port)
-    if private:
-        (directory / "htpasswd").write_text(await _hashed())
-        settings += AUTH.format(path=directory / "htpasswd")
-    (directory / "registry.yml").write_text(settings)
-    process = await asyncio.create_subprocess_exec(
-        "docker-registry", "serve", str(directory / "registry.yml"),
-        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        async with asyncio.timeout(30):
-            while True:
-                try:
-                    _, writer = await asyncio.open_connection("127.0.0.1", port)
-                except OSError:
-                    await asyncio.sleep(0.02)
-                else:
-                    writer.close()
-                    break
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.kill()
-        await process.wait()
-
-
-async def _hashed() -> str:
-    script = 'print "bot:", crypt("s3cret", q($2b$05$abcdefghijklmnopqrstuu)), "\\n"'
-    done = await run(["perl", "-e", script], timeout_seconds=30)
-    return done.stdout.decode()
+pytestmark = pytest.mark.skipif(not INSTALLED, reason="docker-registry is not installed")
 
 
 @pytest.fixture
 async def registry(tmp_path: Path) -> AsyncIterator[str]:
-    async with serving(tmp_path / "private", private=True) as address:
+    async with docker_registry(tmp_path / "private", private=True) as address:
         yield address
 
 
@@ -141,7 +92,7 @@ async def test_a_trial_uses_the_credential_too(
 
 async def test_a_mirror_is_asked_first(tmp_path: Path) -> None:
     async with (
-        serving(tmp_path / "mirror", private=False) as mirror,
+        docker_registry(tmp_path / "mirror") as mirror,
         build_world(
             tmp_path / "data",
             insecure_registries=[mirror],

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import shutil
-import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -19,42 +16,15 @@ from ironworks.runtime.process import run
 from ironworks.testkit import images
 from ironworks.testkit.builds import build_world
 from ironworks.testkit.images import File
+from ironworks.testkit.registry import INSTALLED, docker_registry
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("docker-registry") is None, reason="docker-registry is not installed"
-)
-CONFIGURATION = """
-version: 0.1
-log: {{level: error, accesslog: {{disabled: true}}}}
-storage: {{filesystem: {{rootdirectory: {root}}}}}
-http: {{addr: "127.0.0.1:{port}"}}
-"""
+pytestmark = pytest.mark.skipif(not INSTALLED, reason="docker-registry is not installed")
 
 
 @pytest.fixture
 async def registry(tmp_path: Path) -> AsyncIterator[str]:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    settings = tmp_path / "registry.yml"
-    settings.write_text(CONFIGURATION.format(root=tmp_path / "registry", port=port))
-    process = await asyncio.create_subprocess_exec(
-        "docker-registry", "serve", str(settings),
-        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        for _ in range(250):
-            try:
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-            except OSError:
-                await asyncio.sleep(0.02)
-            else:
-                writer.close()
-                break
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.kill()
-        await process.wait()
+    async with docker_registry(tmp_path / "registry") as address:
+        yield address
 
 
 def image(text: str, architecture: str = "amd64") -> images.Image:

@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 from ironworks.metald.drivers.driver import DriverError, Evidence, GuestMemory
-from ironworks.metald.drivers.processes import VmmProcess, boot_id
+from ironworks.metald.drivers.processes import VmmProcess, boot_id, is_alive
 from ironworks.metald.guest.control import ControlChannel
 from ironworks.metald.jail.keeper import find_keepers, kill_group
 from ironworks.metald.steps import Step
@@ -41,6 +41,21 @@ def adopt_keeper(evidence: Evidence) -> VmmProcess | None:
     except (KeyError, ValueError):
         return None
     return VmmProcess.adopt(pid, ticks)
+
+
+async def take_over(evidence: Evidence) -> VmmProcess | None:
+    """The keeper of a VMM that still runs; None if there is no such VM any more.
+
+    A VMM without its keeper is ended: its console goes nowhere, and nobody would see its end.
+    """
+    keeper = adopt_keeper(evidence)
+    if keeper is None:
+        await end_vmm(evidence, None)
+        return None
+    if not is_alive(evidence):
+        keeper.close()
+        return None
+    return keeper
 
 
 async def end_all(console: Path, evidence: Evidence | None) -> None:

@@ -39,10 +39,9 @@ from ironworks.metald.drivers.firecracker.probe import (
 )
 from ironworks.metald.drivers.firecracker.status import tale
 from ironworks.metald.drivers.kept import (
-    adopt_keeper,
     end_all,
-    end_vmm,
     keeper_details,
+    take_over,
     watch_keeper,
 )
 from ironworks.metald.drivers.processes import (
@@ -257,13 +256,8 @@ class FirecrackerDriver:
 
     async def adopt(self, evidence: Evidence) -> FirecrackerHandle | None:
         """See `Driver`."""
-        keeper = adopt_keeper(evidence)
+        keeper = await take_over(evidence)
         if keeper is None:
-            # Its console goes nowhere and its end would be seen by nobody: such a VM is no more.
-            await end_vmm(evidence, None)
-            return None
-        if not is_alive(evidence):
-            keeper.close()
             return None
         files = _files_of(evidence)
         made = _Made()

@@ -21,10 +21,9 @@ from ironworks.metald.drivers.driver import (
 )
 from ironworks.metald.drivers.kept import (
     NETNS_DIRECTORY,
-    adopt_keeper,
     end_all,
-    end_vmm,
     keeper_details,
+    take_over,
     watch_keeper,
 )
 from ironworks.metald.drivers.processes import (
@@ -220,13 +219,8 @@ class QemuDriver:
 
     async def adopt(self, evidence: Evidence) -> QemuHandle | None:
         """See `Driver`."""
-        keeper = adopt_keeper(evidence)
+        keeper = await take_over(evidence)
         if keeper is None:
-            # Its console goes nowhere and its end would be seen by nobody: such a VM is no more.
-            await end_vmm(evidence, None)
-            return None
-        if not is_alive(evidence):
-            keeper.close()
             return None
         try:
             monitor = await _open_monitor(VmFiles(evidence.jail_dir), keeper)
