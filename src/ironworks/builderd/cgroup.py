@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import errno
 import os
-import signal
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from ironworks.builderd.types import BuilderSettings
 from ironworks.model.errors import FailedPrecondition, Internal, ResourceExhausted
+from ironworks.runtime import cgroup_removal
 from ironworks.runtime.cgroup_layout import Layout, read_layout
 from ironworks.runtime.clock import Clock
 from ironworks.runtime.settings import tag_of
@@ -26,8 +26,6 @@ PARENT = "ironworks-builds"
 CPU_PERIOD_US = 100_000
 _CPU_WEIGHT, _V1_SHARES = 50, 512
 """Half of what a VM has by default: builds wait for VMs, not the other way round."""
-_REMOVE_TRIES = 200
-_REMOVE_PERIOD_SECONDS = 0.02
 _CREATE_TRIES = 5
 
 
@@ -154,11 +152,7 @@ class BuildGroups:
         return self._layout.v1.items()
 
     async def _remove(self, group: BuildGroup) -> None:
-        for _ in range(_REMOVE_TRIES):
-            if await asyncio.to_thread(_try_remove, group.directories):
-                break
-            await self._clock.sleep(_REMOVE_PERIOD_SECONDS)
-        else:
+        if not await cgroup_removal.remove(group.directories, self._clock):
             raise Internal(
                 "A process of a build does not end.",
                 context={"cgroup": str(group.directories[0])},
@@ -166,17 +160,20 @@ class BuildGroups:
         self._remove_empty_parents()
 
     def sweep(self) -> None:
-        """Kill and remove all there is; what does not end at once is left for the next time."""
+        """Kill all there is and remove it; what is left goes the next time."""
         for root in self._layout.roots:
             with contextlib.suppress(FileNotFoundError), os.scandir(root / self._place) as entries:
-                _try_remove([Path(entry.path) for entry in entries if entry.is_dir()])
+                for entry in entries:
+                    if entry.is_dir():
+                        # Once to kill, once to remove.
+                        cgroup_removal.try_remove([Path(entry.path)])
+                        cgroup_removal.try_remove([Path(entry.path)])
         self._remove_empty_parents()
 
     def _remove_empty_parents(self) -> None:
-        for root in self._layout.roots:
-            for parent in (root / self._place, root / PARENT):
-                with contextlib.suppress(OSError):
-                    parent.rmdir()
+        cgroup_removal.remove_empty(
+            parent for root in self._layout.roots for parent in (root / self._place, root / PARENT)
+        )
 
 
 def sweep_groups(settings: BuilderSettings, clock: Clock, worker: str) -> None:
@@ -209,21 +206,3 @@ def build_groups(settings: BuilderSettings, clock: Clock, worker: str = "") -> B
 
 def _write(path: Path, value: object) -> None:
     path.write_text(str(value), encoding="ascii")
-
-
-def _try_remove(directories: Iterable[Path]) -> bool:
-    gone = True
-    for directory in directories:
-        with contextlib.suppress(OSError):
-            for line in (directory / "cgroup.procs").read_text(encoding="ascii").split():
-                # 0 stands for a process of a pid namespace that we cannot see into.
-                if int(line):
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(int(line), signal.SIGKILL)
-        try:
-            directory.rmdir()
-        except FileNotFoundError:
-            continue
-        except OSError:
-            gone = False
-    return gone

@@ -4,20 +4,17 @@ import asyncio
 import contextlib
 import errno
 import os
-import signal
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from ironworks.model.errors import FailedPrecondition, Internal
+from ironworks.runtime import cgroup_removal
 from ironworks.runtime.cgroup_layout import Layout
 from ironworks.runtime.clock import Clock
 
 PARENT = "ironworks"
 CPU_PERIOD_US = 100_000
-REMOVE_TRIES = 200
-REMOVE_PERIOD_SECONDS = 0.02
 _V1_SHARES_OF_WEIGHT_100 = 1024
 _MIN_V1_SHARES = 2
 _CREATE_TRIES = 5
@@ -187,21 +184,16 @@ class HostGroups:
             Internal: a process in it does not die (it hangs in the kernel).
         """
         group = self.group(vm_id)
-        for _ in range(REMOVE_TRIES):
-            if await asyncio.to_thread(_try_remove, group):
-                break
-            await self._clock.sleep(REMOVE_PERIOD_SECONDS)
-        else:
+        if not await cgroup_removal.remove(group.directories, self._clock):
             raise Internal(
                 "A process of the VM does not end.", context={"cgroup": str(group.directories[0])}
             )
-        await asyncio.to_thread(self._remove_empty_parents)
-
-    def _remove_empty_parents(self) -> None:
-        for root in self._layout.roots:
-            for parent in (root / PARENT / self._tag, root / PARENT):
-                with contextlib.suppress(OSError):
-                    parent.rmdir()
+        parents = [
+            parent
+            for root in self._layout.roots
+            for parent in (root / PARENT / self._tag, root / PARENT)
+        ]
+        await asyncio.to_thread(cgroup_removal.remove_empty, parents)
 
     async def present(self) -> frozenset[str]:
         """VM ids of this platform of which a cgroup is there in any hierarchy."""
@@ -284,17 +276,6 @@ def disk_of(path: Path) -> str:
     return number
 
 
-def _each_pid(group: Group, act: Callable[[int], None]) -> bool:
-    found = False
-    for directory in group.directories:
-        with contextlib.suppress(OSError):
-            for line in (directory / "cgroup.procs").read_text(encoding="ascii").split():
-                found = True
-                with contextlib.suppress(ProcessLookupError):
-                    act(int(line))
-    return found
-
-
 def _enter(group: Group, pid: int) -> None:
     parents: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
@@ -310,23 +291,3 @@ def _enter(group: Group, pid: int) -> None:
             # One that has ended meanwhile needs no place.
             with contextlib.suppress(ProcessLookupError):
                 path.write_text(str(member), encoding="ascii")
-
-
-def _kill(pid: int) -> None:
-    # 0 stands for a process of a pid namespace that we cannot see into; to kill 0 would be suicide.
-    if pid > 0:
-        os.kill(pid, signal.SIGKILL)
-
-
-def _try_remove(group: Group) -> bool:
-    if _each_pid(group, _kill):
-        return False
-    gone = True
-    for directory in group.directories:
-        try:
-            directory.rmdir()
-        except FileNotFoundError:
-            continue
-        except OSError:
-            gone = False
-    return gone
