@@ -75,7 +75,9 @@ def _argv(directory: Path, ports: list[int]) -> list[str]:
         *("server", f"-dir={directory}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
         *("-filer", "-s3", f"-s3.config={directory / 's3.json'}", "-s3.iam=false"),
         *("-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"),
-        *("-master.volumeSizeLimitMB=256", "-volume.max=0", "-volume.minFreeSpace=1MiB"),
+        # Each bucket makes seven volumes, which take no room; 0 would mean as many as would fit in
+        # the free disk if they were full.
+        *("-master.volumeSizeLimitMB=256", "-volume.max=5000", "-volume.minFreeSpace=1MiB"),
         *(f"-{name}={port}" for name, port in named),
     ]
 
