@@ -8,20 +8,19 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 from urllib.parse import urlsplit
-
-from pyqwest import Client, HTTPTransport
 
 from ironworks.machine import ports, preflight
 from ironworks.model.errors import FailedPrecondition, NotFound
 from ironworks.runtime.clock import SystemClock
 from ironworks.runtime.identity import SERVICES, ensure_service_keys
-from ironworks.runtime.rpc.direct import DIRECT
+from ironworks.runtime.rpc.readiness import Readiness
 from ironworks.runtime.settings import Settings
 from ironworks.runtime.supervise import Child, Supervisor
 
@@ -145,23 +144,9 @@ def environment(settings: Settings, chosen: Mapping[str, int]) -> dict[str, str]
     }
 
 
-class _Probe:
-    """Asks `/readyz`."""
-
-    def __init__(self) -> None:
-        self._http = Client(HTTPTransport(proxy=DIRECT, connect_timeout=1.0, timeout=3.0))
-
-    def of(self, url: str) -> Callable[[], Awaitable[bool]]:
-        async def ready() -> bool:
-            response = await self._http.execute("GET", f"{url}/readyz")
-            return response.status == 200  # noqa: PLR2004 - HTTP's own number
-
-        return ready
-
-
 def children(env: Mapping[str, str]) -> list[Child]:
     """The processes of the platform, in order of their start."""
-    probe = _Probe()
+    readiness = Readiness()
     bootstrap = Path(env["IRONWORKS_DATA_DIR"]) / "gatewayd" / "envoy" / "bootstrap.json"
     # What an earlier run left may name its ports: gatewayd writes it anew, and Envoy waits for it.
     bootstrap.unlink(missing_ok=True)
@@ -177,7 +162,7 @@ def children(env: Mapping[str, str]) -> list[Child]:
                 name=service,
                 argv=(sys.executable, "-m", f"ironworks.{service}"),
                 env=env,
-                ready=probe.of(env[f"IRONWORKS_{service.upper()}_URL"]),
+                ready=partial(readiness.of, env[f"IRONWORKS_{service.upper()}_URL"]),
             )
             for service in START_ORDER
         ),

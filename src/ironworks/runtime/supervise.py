@@ -42,7 +42,7 @@ class Child:
         argv: Program and arguments.
         env: Added to the supervisor's environment.
         needs_file: The child is started only once this file exists.
-        ready: Whether it is ready; raises OSError or answers False while it is not.
+        ready: Whether it is ready; answers False while it is not.
     """
 
     name: str
@@ -134,10 +134,7 @@ class Supervisor:
     async def _is_ready(self, child: Child) -> bool:
         if child.name not in self._running:
             return False
-        try:
-            return child.ready is None or await child.ready()
-        except (OSError, TimeoutError):
-            return False
+        return child.ready is None or await child.ready()
 
     async def _keep(self, child: Child) -> None:
         failures = 0

@@ -22,7 +22,6 @@ from unittest.mock import patch
 from joserfc import jwt
 from joserfc.jwk import ECKey
 from protobuf import Message, Oneof
-from pyqwest import Client, HTTPTransport
 
 from ironworks.gen.ironworks.common.v1 import common_pb
 from ironworks.gen.ironworks.gatewayd.v1 import (
@@ -63,7 +62,7 @@ from ironworks.runtime.access import Access
 from ironworks.runtime.identity import current_caller, ensure_service_keys
 from ironworks.runtime.identity.keys import users_trust_path, write_private
 from ironworks.runtime.identity.tokens import USER_AUDIENCE, USER_TOKEN_SECONDS, user_issuer
-from ironworks.runtime.rpc.direct import DIRECT
+from ironworks.runtime.rpc.readiness import Readiness
 from ironworks.runtime.service import Chassis, Parts, make_chassis, run_service
 from ironworks.runtime.settings import Settings
 from ironworks.runtime.tasks import Tasks
@@ -474,12 +473,9 @@ async def running(data_dir: Path) -> AsyncGenerator[tuple[FakeApi, Settings]]:
 
 
 async def _until_ready(url: str) -> None:
-    http = Client(HTTPTransport(proxy=DIRECT))
+    readiness = Readiness()
     for _ in range(500):
-        try:
-            await http.get(f"{url}/readyz")
-        except OSError:
-            await asyncio.sleep(0.01)
-        else:
+        if await readiness.of(url):
             return
+        await asyncio.sleep(0.01)
     raise Unavailable("The fake API did not start.")

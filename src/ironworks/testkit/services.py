@@ -11,20 +11,17 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pyqwest import Client, HTTPTransport
-
 from ironworks.model.errors import FailedPrecondition
 from ironworks.runtime.clock import SystemClock
 from ironworks.runtime.identity import ServiceSigner, ensure_service_keys
 from ironworks.runtime.rpc.client import Clients
-from ironworks.runtime.rpc.direct import DIRECT
+from ironworks.runtime.rpc.readiness import Readiness
 from ironworks.runtime.settings import Settings
 from ironworks.testkit.gatewayd import free_port
 
 START_SECONDS = 120.0
 STOP_SECONDS = 30.0
 _POLL_SECONDS = 0.05
-_OK = 200
 
 
 @dataclass(slots=True)
@@ -59,16 +56,11 @@ class Services:
                 stderr=log,
             )
         self.processes[service] = process
-        client = Client(HTTPTransport(proxy=DIRECT, connect_timeout=1.0, timeout=3.0))
+        readiness, url = Readiness(), self.settings.url_of(service)
         async with asyncio.timeout(START_SECONDS):
             while process.returncode is None:
-                try:
-                    answer = await client.execute("GET", f"{self.settings.url_of(service)}/readyz")
-                except (OSError, TimeoutError):
-                    pass
-                else:
-                    if answer.status == _OK:
-                        return
+                if await readiness.of(url):
+                    return
                 await asyncio.sleep(_POLL_SECONDS)
         raise FailedPrecondition(f"{service} ended with status {process.returncode}.")
 

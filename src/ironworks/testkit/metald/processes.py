@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from protobuf import Oneof
-from pyqwest import Client, HTTPTransport
 
 from ironworks.gen.ironworks.assetmanagerd.v1 import asset_pb
 from ironworks.gen.ironworks.assetmanagerd.v1.asset_connect import AssetServiceClient
@@ -27,6 +26,7 @@ from ironworks.model.units import MIB
 from ironworks.runtime.clock import SystemClock
 from ironworks.runtime.identity import ServiceSigner, ensure_service_keys
 from ironworks.runtime.rpc.client import Clients
+from ironworks.runtime.rpc.readiness import Readiness
 from ironworks.runtime.settings import tag_of
 from ironworks.testkit.metald.values import TENANT
 from ironworks.testkit.rooms import make_rootfs
@@ -34,7 +34,6 @@ from ironworks.testkit.rooms import make_rootfs
 WORKLOAD_PORT = 8080
 READY_SECONDS = 120
 STOP_SECONDS = 60
-_OK = 200
 _CLOCK = SystemClock()
 
 
@@ -72,17 +71,10 @@ class Platform:
 
     async def ready(self, name: str) -> None:
         """Wait until a service says that it is ready."""
-        client = Client(HTTPTransport(proxy=()))
+        readiness, url = Readiness(), self.settings.url_of(name)
         async with asyncio.timeout(READY_SECONDS):
-            while True:
+            while not await readiness.of(url):
                 assert self.processes[name].poll() is None, self.log(name)  # noqa: S101
-                try:
-                    answer = await client.execute("GET", f"{self.settings.url_of(name)}/readyz")
-                except OSError:
-                    await _CLOCK.sleep(0.05)
-                    continue
-                if answer.status == _OK:
-                    return
                 await _CLOCK.sleep(0.05)
 
     def log(self, name: str) -> str:
