@@ -72,6 +72,14 @@ def test_the_same_image_is_the_same_bytes(tmp_path: Path, compression: images.Co
     assert first.sha256 == hashlib.sha256((tmp_path / "one" / "rootfs").read_bytes()).hexdigest()
 
 
+def test_a_slash_alone_is_the_root_directory(tmp_path: Path) -> None:
+    def image(root: bytes) -> images.Image:
+        tar = raw_entry(root, b"5") + raw_entry(b"a") + END
+        return images.Image(layers=[images.Layer(tar=tar)])
+
+    assert build(image(b"/"), tmp_path / "slash") == build(image(b"./"), tmp_path / "dot")
+
+
 def raw_entry(name: bytes, kind: bytes = b"0", target: bytes = b"", size: int = 0) -> bytes:
     """A header that tarfile would not write."""
     block = bytearray(512)
@@ -205,3 +213,27 @@ def test_a_cut_off_layer_is_refused(compression: images.Compression, tmp_path: P
     )
     with pytest.raises(InvalidRequest, match=r"cut off|configuration says"):
         flatten(plan, lambda _: None)
+
+
+@pytest.mark.parametrize("rootfs_format", ["squashfs", "ext4"])
+def test_progress_has_a_total_in_each_step_that_takes_long(
+    tmp_path: Path, rootfs_format: str
+) -> None:
+    files = [f("a", "x" * (40 << 20)), hard_link("b", "a")]
+    image = images.Image(layers=[images.Layer(tar=images.make_tar(files))])
+    images.write_image(tmp_path / "layout", image)
+    (tmp_path / "scratch").mkdir()
+    layers = layer_files(image, tmp_path / "layout")
+    plan = Plan(
+        layers=layers,
+        output=str(tmp_path / "rootfs"),
+        scratch=str(tmp_path / "scratch"),
+        format=rootfs_format,
+        limits=Limits(free_bytes=0),
+    )
+    told: list[dict[str, Any]] = []
+    flatten(plan, told.append)
+    totals = {one["step"]: one["total_bytes"] for one in told}
+    assert totals["unpacking layers"] == layers[0].size_bytes
+    assert totals["writing the file system"] >= 40 << 20
+    assert all(one["done_bytes"] <= one["total_bytes"] for one in told)

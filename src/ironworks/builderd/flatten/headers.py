@@ -73,7 +73,8 @@ def components(name: bytes, limits: Limits) -> tuple[bytes, ...]:
     Raises:
         InvalidRequest: it is absolute, has `..` or NUL, or is too long.
     """
-    if name.startswith(b"/"):
+    # "/" alone is the root itself, as `umoci insert DIRECTORY /` writes it.
+    if name.startswith(b"/") and name.strip(b"/"):
         raise bad("its name is absolute", name)
     if len(name) > limits.path_bytes:
         raise bad(f"its name is longer than {limits.path_bytes} bytes", name)
