@@ -7,6 +7,7 @@ import shutil
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -208,7 +209,7 @@ class Maker:
                     plan,
                     blobs=image.blobs,
                     scratch=scratch,
-                    on_step=lambda step, done: self._report(build.build_id, step, done, 0),
+                    on_step=partial(self._report, build.build_id),
                     groups=self._groups,
                 )
             except InvalidRequest as error:
@@ -428,7 +429,7 @@ class Maker:
                     self._plan(opened, policy, ""),
                     blobs=opened.blobs,
                     scratch=scratch,
-                    on_step=lambda _step, _done: None,
+                    on_step=lambda _step, _done, _total: None,
                     groups=self._groups,
                 )
             except InvalidRequest as error:

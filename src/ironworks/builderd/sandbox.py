@@ -22,14 +22,18 @@ import ironworks
 from ironworks.builderd.cgroup import BuildGroups
 from ironworks.builderd.flatten.plan import Flattened, Plan, encode, read_flattened
 from ironworks.model.errors import FailedPrecondition, Internal, IronError, all_errors
+from ironworks.runtime.process import run
 
 FLATTEN = (sys.executable, "-I", "-B", "-m", "ironworks.builderd.flatten")
 """The program that flattens; its plan comes on standard input."""
+_PROGRAMS = ("ironworks.builderd.flatten.run",)
+_WARM_UP_SECONDS = 60.0
 _LINE_BYTES = 64 << 20
 _SAID_BYTES = 1 << 20
 _TAIL_CHARS = 2000
 _MAX_FILES = 4096
 _JOIN = 'until [ "$1" = -- ]; do echo $$ >"$1" || exit 1; shift; done; shift; exec "$@"'
+OnStep = Callable[[str, int, int], None]
 _PACKAGE_ROOT = Path(ironworks.__file__).parents[1]
 _NETWORK_FILES = (
     "/etc/resolv.conf",
@@ -117,12 +121,21 @@ def flatten_sandbox(plan: Plan, *, blobs: Sequence[Path], scratch: Path) -> Sand
     )
 
 
+async def warm_up() -> None:
+    """Have the programs that run in sandboxes compiled, which there they cannot keep."""
+    await run(
+        [sys.executable, "-I", "-c", f"import {', '.join(_PROGRAMS)}"],
+        timeout_seconds=_WARM_UP_SECONDS,
+        check=False,
+    )
+
+
 async def run_flatten(
     plan: Plan,
     *,
     blobs: Sequence[Path],
     scratch: Path,
-    on_step: Callable[[str, int], None],
+    on_step: OnStep,
     groups: BuildGroups | None = None,
 ) -> Flattened:
     """Flatten an image in a process of its own.
@@ -131,7 +144,7 @@ async def run_flatten(
         plan: Paths in it are those of the sandbox: `/blobs/N` and `/scratch`.
         blobs: Files of the host that appear as `/blobs/N`.
         scratch: Directory of the host that appears as `/scratch`.
-        on_step: Is told what it does, and how many bytes it has done.
+        on_step: Is told what it does, and how many bytes it has done of how many; 0: not known.
         groups: Where the process gets its cgroup; None: it has no limits of that kind.
 
     Raises:
@@ -156,7 +169,7 @@ async def run_flatten(
 
 
 async def _run(
-    sandbox: Sandbox, plan: Plan, on_step: Callable[[str, int], None]
+    sandbox: Sandbox, plan: Plan, on_step: OnStep
 ) -> tuple[dict[str, Any], str, int | None]:
     process = await _start(sandbox.argv(FLATTEN))
     try:
@@ -187,7 +200,7 @@ def died(status: int | None, said: str) -> IronError:
 
 
 async def _converse(
-    process: asyncio.subprocess.Process, plan: str, on_step: Callable[[str, int], None]
+    process: asyncio.subprocess.Process, plan: str, on_step: OnStep
 ) -> tuple[dict[str, Any], str]:
     if process.stdin is None or process.stdout is None or process.stderr is None:
         raise Internal("A pipe to a program could not be made.")
@@ -199,7 +212,7 @@ async def _converse(
     async for line in process.stdout:
         last = json.loads(line)
         if "step" in last:
-            on_step(str(last["step"]), int(last["done_bytes"]))
+            on_step(str(last["step"]), int(last["done_bytes"]), int(last["total_bytes"]))
     said = (await process.stderr.read(_SAID_BYTES)).decode(errors="replace")
     await process.wait()
     return last, said[-_TAIL_CHARS:]

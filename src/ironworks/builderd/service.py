@@ -20,6 +20,7 @@ from ironworks.builderd.making import Maker
 from ironworks.builderd.queue import enqueue, make_workflows, top_up
 from ironworks.builderd.reach import Reach
 from ironworks.builderd.reconcilers import reconcilers
+from ironworks.builderd.sandbox import warm_up
 from ironworks.builderd.types import Build, BuilderSettings
 from ironworks.builderd.uploads import Uploads
 from ironworks.builderd.vault import Vault
@@ -78,6 +79,7 @@ async def _running(
     uploads = Uploads(database=database, settings=settings, clock=clock, entropy=entropy)
     choices = Choices(database=database, worker=worker, vault=vault, clock=clock)
     async with Tasks() as hurried:
+        hurried.start(warm_up(), name="warm up")
 
         async def submit(build: Build) -> None:
             await enqueue(workflows, build)

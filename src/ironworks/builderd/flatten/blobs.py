@@ -10,12 +10,13 @@ import errno
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import IO, Protocol, cast
 
 from isal import isal_zlib
 
 from ironworks.builderd.flatten.plan import Layer, Limits
+from ironworks.builderd.flatten.progress import Progress
 from ironworks.model.errors import InvalidRequest, ResourceExhausted
 
 _CHUNK_BYTES = 1 << 20
@@ -28,12 +29,11 @@ _KNOWN_OTHERS = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x04\x22\x4d\x18": "lz4"}
 class Budget:
     """Decompressed bytes that an image may still have; shared by its layers."""
 
-    def __init__(self, limits: Limits, scratch: str, progress: Callable[[int], None]) -> None:
+    def __init__(self, limits: Limits, scratch: str) -> None:
         self._left = limits.unpacked_bytes
         self._limit = limits.unpacked_bytes
         self._free_bytes = limits.free_bytes
         self._scratch = scratch
-        self._progress = progress
         self._until_check = 0
 
     def spend(self, count: int) -> None:
@@ -55,7 +55,6 @@ class Budget:
             stats = os.statvfs(self._scratch)
             if stats.f_bavail * stats.f_frsize < self._free_bytes:
                 raise no_room()
-        self._progress(count)
 
 
 def no_room() -> ResourceExhausted:
@@ -69,8 +68,9 @@ def no_room() -> ResourceExhausted:
 class _Blob:
     """A blob that is hashed as it is read, and ends one byte after the length it should have."""
 
-    def __init__(self, file: io.FileIO, size_bytes: int) -> None:
+    def __init__(self, file: io.FileIO, size_bytes: int, progress: Progress) -> None:
         self._file = file
+        self._progress = progress
         self._digest = hashlib.sha256()
         self._left = size_bytes + 1
         self.read_bytes = 0
@@ -80,6 +80,7 @@ class _Blob:
         self._left -= len(chunk)
         self.read_bytes += len(chunk)
         self._digest.update(chunk)
+        self._progress.add(len(chunk))
         return chunk
 
     def digest(self) -> str:
@@ -177,7 +178,7 @@ class _Rewound(io.RawIOBase):
         return self._blob.read(size if size > 0 else _CHUNK_BYTES)
 
 
-def unpack(layer: Layer, scratch: str, budget: Budget) -> tuple[int, int]:
+def unpack(layer: Layer, scratch: str, budget: Budget, progress: Progress) -> tuple[int, int]:
     """A descriptor of the layer's tar, and its length; the caller closes it.
 
     Raises:
@@ -186,7 +187,7 @@ def unpack(layer: Layer, scratch: str, budget: Budget) -> tuple[int, int]:
     """
     target = os.open(scratch, os.O_TMPFILE | os.O_RDWR, 0o600)
     try:
-        size = _unpack_into(target, layer, budget)
+        size = _unpack_into(target, layer, budget, progress)
     except OSError as error:
         os.close(target)
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -198,11 +199,11 @@ def unpack(layer: Layer, scratch: str, budget: Budget) -> tuple[int, int]:
     return target, size
 
 
-def _unpack_into(target: int, layer: Layer, budget: Budget) -> int:
+def _unpack_into(target: int, layer: Layer, budget: Budget, progress: Progress) -> int:
     tar = hashlib.sha256()
     tar_bytes = 0
     with open(layer.path, "rb", buffering=0) as file:  # noqa: PTH123 - unbuffered
-        blob = _Blob(file, layer.size_bytes)
+        blob = _Blob(file, layer.size_bytes, progress)
         for piece in _pieces(blob, layer.digest):
             budget.spend(len(piece))
             tar.update(piece)

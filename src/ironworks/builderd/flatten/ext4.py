@@ -15,6 +15,7 @@ from ironworks.builderd.flatten import ext4_records as records
 from ironworks.builderd.flatten.archive import Counts
 from ironworks.builderd.flatten.ext4_records import BLOCK, Extent, Shape
 from ironworks.builderd.flatten.headers import Entry, Kind
+from ironworks.builderd.flatten.progress import Progress
 from ironworks.builderd.flatten.sparse import Runs
 from ironworks.builderd.flatten.tree import Node, Tree
 from ironworks.model.errors import Internal, InvalidRequest
@@ -42,7 +43,9 @@ class _Placed:
     counts: Counts = field(default_factory=Counts)
 
 
-def write_ext4(output: str, tree: Tree, layers: Sequence[int], identity: bytes) -> Counts:
+def write_ext4(
+    output: str, tree: Tree, layers: Sequence[int], identity: bytes, progress: Progress
+) -> Counts:
     """Write an ext4 of a tree; answers what is in it.
 
     Args:
@@ -50,18 +53,20 @@ def write_ext4(output: str, tree: Tree, layers: Sequence[int], identity: bytes) 
         tree: What to write.
         layers: Tars with the contents.
         identity: 32 bytes that are the image's own.
+        progress: Is told what has been written.
 
     Raises:
         InvalidRequest: something does not fit an ext4.
         Internal: what was written is no ext4.
     """
     placed = _place(tree)
+    progress.begin("writing the file system", placed.counts.unpacked_bytes)
     data_blocks = placed.data_blocks + len(placed.xattr_blocks)
     shape = records.shape_of(data_blocks, records.FIRST_INODE - 2 + len(placed.nodes))
     out = os.open(output, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         os.ftruncate(out, shape.blocks * BLOCK)
-        _Writer(out, layers, shape, placed).write(identity)
+        _Writer(out, layers, shape, placed).write(identity, progress)
     finally:
         os.close(out)
     _check(output)
@@ -192,7 +197,7 @@ class _Writer:
         self._next = shape.data_at
         self._directories = [0] * shape.groups
 
-    def write(self, identity: bytes) -> None:
+    def write(self, identity: bytes, progress: Progress) -> None:
         placed, shape = self._placed, self._shape
         xattrs_at = self._next
         for block, users in zip(placed.xattr_blocks, placed.xattr_users, strict=True):
@@ -202,6 +207,7 @@ class _Writer:
         for position, node in enumerate(placed.nodes):
             xattr = placed.xattr_of.get(position)
             table += self._inode(position, node, 0 if xattr is None else xattrs_at + xattr)
+            progress.add(node.entry.size)
             if not position:
                 reserved = records.FIRST_INODE - records.ROOT_INODE - 1
                 table += bytes(records.INODE_BYTES * reserved)

@@ -5,10 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from ironworks.builderd.flatten.archive import Counts, count
 from ironworks.builderd.flatten.blobs import Budget, no_room, unpack
@@ -17,32 +14,14 @@ from ironworks.builderd.flatten.ext4 import write_ext4
 from ironworks.builderd.flatten.headers import read_entries
 from ironworks.builderd.flatten.packages import find_packages
 from ironworks.builderd.flatten.plan import Action, Flattened, Plan
+from ironworks.builderd.flatten.progress import Progress, Say
 from ironworks.builderd.flatten.squashfs import write_squashfs
 from ironworks.builderd.flatten.survey import survey
 from ironworks.builderd.flatten.tree import Tree
 from ironworks.model.errors import Internal
 
-_REPORT_BYTES = 16 << 20
 _CHUNK_BYTES = 1 << 20
-Say = Callable[[dict[str, Any]], None]
-
-
-class _Progress:
-    """Tells how many bytes have been unpacked, now and then."""
-
-    def __init__(self, say: Say, total_bytes: int) -> None:
-        self._say = say
-        self._total_bytes = total_bytes
-        self._lock = threading.Lock()
-        self._done_bytes = self._told_bytes = 0
-
-    def add(self, count: int) -> None:
-        with self._lock:
-            self._done_bytes += count
-            if self._done_bytes - self._told_bytes < _REPORT_BYTES:
-                return
-            self._told_bytes = self._done_bytes
-        self._say({"step": "unpacking layers", "done_bytes": self._done_bytes})
+_THREADS_PER_PROCESSOR = 4
 
 
 def flatten(plan: Plan, say: Say) -> Flattened:
@@ -57,24 +36,28 @@ def flatten(plan: Plan, say: Say) -> Flattened:
         ResourceExhausted: the disk is full.
         Internal: a fault of ours.
     """
-    progress = _Progress(say, sum(layer.size_bytes for layer in plan.layers))
-    budget = Budget(plan.limits, plan.scratch, progress.add)
-    say({"step": "unpacking layers", "done_bytes": 0})
-    with ThreadPoolExecutor(max(1, plan.processors)) as pool:
-        waiting = [pool.submit(unpack, layer, plan.scratch, budget) for layer in plan.layers]
+    progress = Progress(say)
+    budget = Budget(plan.limits, plan.scratch)
+    progress.begin("unpacking layers", sum(layer.size_bytes for layer in plan.layers))
+    # More threads than processors: else the last layers leave processors idle.
+    threads = min(max(1, len(plan.layers)), _THREADS_PER_PROCESSOR * plan.processors)
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = [
+            pool.submit(unpack, layer, plan.scratch, budget, progress) for layer in plan.layers
+        ]
         tars = [one.result() for one in waiting]
     tree = Tree(plan.limits)
     for index, (fd, size) in enumerate(tars):
         tree.add_layer(index, read_entries(fd, size, plan.limits))
-    say({"step": "looking through the tree", "done_bytes": 0})
+    progress.begin("looking through the tree")
     contents = Contents(tree, [fd for fd, _ in tars])
     findings = survey(tree, plan.rules, contents.head)
     packages, notes = find_packages(contents.read, contents.names)
     refused = any(one.action is Action.REFUSE and one.path_count for one in findings)
     sha256, size_bytes = "", 0
     if plan.output and not refused:
-        say({"step": "writing the file system", "done_bytes": 0})
-        counts = _write(plan, tree, [fd for fd, _ in tars])
+        counts = _write(plan, tree, [fd for fd, _ in tars], progress)
+        progress.begin("hashing the file system")
         sha256, size_bytes = _hash(plan.output)
     else:
         counts = count(tree)
@@ -89,13 +72,13 @@ def flatten(plan: Plan, say: Say) -> Flattened:
     )
 
 
-def _write(plan: Plan, tree: Tree, layers: list[int]) -> Counts:
+def _write(plan: Plan, tree: Tree, layers: list[int], progress: Progress) -> Counts:
     try:
         if plan.format == "squashfs":
-            return write_squashfs(plan.output, plan.processors, tree, layers)
+            return write_squashfs(plan.output, plan.processors, tree, layers, progress)
         if plan.format == "ext4":
             identity = hashlib.sha256("".join(layer.diff_id for layer in plan.layers).encode())
-            return write_ext4(plan.output, tree, layers, identity.digest())
+            return write_ext4(plan.output, tree, layers, identity.digest(), progress)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise no_room() from error

@@ -14,12 +14,14 @@ import fcntl
 import os
 import struct
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ironworks.builderd.flatten.archive import ArchiveWriter, Counts
 from ironworks.builderd.flatten.blobs import no_room
 from ironworks.builderd.flatten.headers import Entry
-from ironworks.builderd.flatten.tree import Tree
+from ironworks.builderd.flatten.progress import Progress
+from ironworks.builderd.flatten.tree import Item, Tree
+from ironworks.builderd.flatten.writeback import written_back
 from ironworks.model.errors import Internal, InvalidRequest
 
 _ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC0"}
@@ -30,7 +32,9 @@ _METADATA_BYTES = 8192
 _TAIL_BYTES = 2000
 
 
-def write_squashfs(output: str, processors: int, tree: Tree, layers: Sequence[int]) -> Counts:
+def write_squashfs(
+    output: str, processors: int, tree: Tree, layers: Sequence[int], progress: Progress
+) -> Counts:
     """Write a squashfs of a tree; answers what is in it.
 
     Args:
@@ -38,12 +42,14 @@ def write_squashfs(output: str, processors: int, tree: Tree, layers: Sequence[in
         processors: Threads of the writer.
         tree: What to write; its items can be had once.
         layers: Tars with the contents.
+        progress: Is told what has been fed.
 
     Raises:
         ResourceExhausted: the disk is full.
         Internal: the writer failed, or wrote something else than it was fed.
     """
     root = tree.root.entry
+    progress.begin("writing the file system", sum(step[3].entry.size for step in tree.walk()))
     counts: Counts | None = None
     argv = [
         "sqfstar", "-comp", "lz4", "-noI", "-mkfs-time", "0", "-root-mode", f"{root.mode:o}",
@@ -62,7 +68,8 @@ def write_squashfs(output: str, processors: int, tree: Tree, layers: Sequence[in
         pipe = writer.stdin.fileno()
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         try:
-            counts = ArchiveWriter(pipe, layers).write(tree.items())
+            with written_back(output):
+                counts = ArchiveWriter(pipe, layers).write(_told(tree, progress))
         except BrokenPipeError:
             counts = None  # its message says why
         except BaseException:
@@ -77,6 +84,12 @@ def write_squashfs(output: str, processors: int, tree: Tree, layers: Sequence[in
         raise Internal("The file system could not be written.", context={"sqfstar": said})
     _finish(output, root, counts.inode_count)
     return counts
+
+
+def _told(tree: Tree, progress: Progress) -> Iterator[Item]:
+    for item in tree.items():
+        yield item
+        progress.add(item.entry.size)
 
 
 def _finish(path: str, root: Entry, inodes: int) -> None:
