@@ -314,7 +314,7 @@ def renewed(lease: Lease, now_ns: int, ttl_seconds: int) -> Lease:
     return replace(lease, expires_at_ns=max(lease.expires_at_ns, now_ns + ttl_ns), ttl_ns=ttl_ns)
 
 
-def acquired(asset: Asset) -> Asset:
+def acquired(asset: Asset, now_ns: int) -> Asset:
     """`asset` with one more lease.
 
     Raises:
@@ -325,15 +325,25 @@ def acquired(asset: Asset) -> Asset:
             f"The bytes of asset {asset.asset_id} are damaged.", hint="Register or build it again."
         )
     state = next_state(asset, Event.LEASED)
-    return replace(asset, state=state, lease_count=asset.lease_count + 1)
+    return _used(asset, state, asset.lease_count + 1, now_ns)
 
 
-def let_go(asset: Asset) -> Asset:
+def let_go(asset: Asset, now_ns: int) -> Asset:
     """`asset` with one lease less."""
-    after = replace(asset, lease_count=asset.lease_count - 1)
-    if after.lease_count:
-        return after
-    return replace(after, state=next_state(asset, Event.LAST_LEASE_ENDED))
+    count = asset.lease_count - 1
+    state = asset.state if count else next_state(asset, Event.LAST_LEASE_ENDED)
+    return _used(asset, state, count, now_ns)
+
+
+def _used(asset: Asset, state: AssetState, lease_count: int, now_ns: int) -> Asset:
+    return replace(
+        asset,
+        state=state,
+        lease_count=lease_count,
+        last_used_at_ns=now_ns,
+        updated_at_ns=now_ns,
+        revision=asset.revision + 1,
+    )
 
 
 def collectable_at_ns(asset: Asset, ttl_seconds: int) -> int:

@@ -134,7 +134,7 @@ class Intake:
         )
 
         def work(connection: Connection) -> tuple[Asset, bool]:
-            live = store.find_live(connection, owner, facts.sha256)
+            live = store.find_live(connection, owner, facts.sha256, facts.image_config)
             resource_id = live.asset_id if live else fresh.asset_id
             claimed = lease_store.claim(
                 connection,
@@ -334,8 +334,11 @@ class Intake:
 
     async def _with_offset(self, upload: Upload) -> Upload:
         """How far an upload is: at its end if its owner has the bytes, however that came."""
+        facts = upload.facts
         live = await self._database.read(
-            lambda connection: store.find_live(connection, upload.tenant_id, upload.facts.sha256)
+            lambda connection: store.find_live(
+                connection, upload.tenant_id, facts.sha256, facts.image_config
+            )
         )
         if live is None or live.state is AssetState.REGISTERED or live.damage:
             # What it had become may be deleted or damaged by now: then it begins anew.
@@ -344,7 +347,7 @@ class Intake:
             return replace(upload, asset_id="", offset_bytes=size_bytes)
         if live.asset_id != upload.asset_id:
             await self._touch(upload.upload_id, live.asset_id)
-        return replace(upload, asset_id=live.asset_id, offset_bytes=upload.facts.size_bytes)
+        return replace(upload, asset_id=live.asset_id, offset_bytes=facts.size_bytes)
 
     async def _begin(self, owner: str, facts: Facts, upload_id: str, key: str) -> Upload:
         now_ns = self._clock.now_ns()

@@ -11,20 +11,20 @@ from ironworks.assetmanagerd.tables import ASSETS, IDEMPOTENCY, LEASED, LEASES, 
 from ironworks.assetmanagerd.types import Facts, Lease, LeaseFilter, LeaseState, Upload
 from ironworks.model.pages import PageSpec
 from ironworks.storage import idempotency
+from ironworks.storage.prepared import Prepared, inserting
 
 _FACTS = TypeAdapter(Facts)
 _AnyRow = Row[tuple[object, ...]]
 
-# Built once: to build a statement takes longer than to run it.
-_INSERT = insert(LEASES)
-_INSERT_LEASED = insert(LEASED)
-_BY_ID = (
+_INSERT = Prepared(inserting(LEASES))
+_INSERT_LEASED = Prepared(inserting(LEASED))
+_BY_ID = Prepared(
     select(LEASES, LEASED.c.asset_id)
     .join(LEASED, LEASED.c.lease_id == LEASES.c.lease_id)
     .where(LEASES.c.lease_id == bindparam("wanted"))
     .order_by(LEASED.c.position)
 )
-_END = (
+_END = Prepared(
     update(LEASES)
     .where(LEASES.c.lease_id == bindparam("wanted"))
     .values(state=bindparam("to_state"), ended_at_ns=bindparam("now_ns"))
@@ -62,33 +62,28 @@ def _with_assets(connection: Connection, rows: Sequence[_AnyRow]) -> list[Lease]
 
 def insert_lease(connection: Connection, lease: Lease) -> None:
     """Add a lease and what it holds; the assets count it, see `store.use_assets`."""
-    connection.execute(
-        _INSERT,
-        {
-            "lease_id": lease.lease_id,
-            "tenant_id": lease.tenant_id,
-            "owner": lease.owner,
-            "holder": lease.holder,
-            "purpose": lease.purpose,
-            "state": lease.state.value,
-            "created_at_ns": lease.created_at_ns,
-            "expires_at_ns": lease.expires_at_ns,
-            "ended_at_ns": lease.ended_at_ns,
-            "ttl_ns": lease.ttl_ns,
-        },
+    _INSERT.run(
+        connection,
+        lease_id=lease.lease_id,
+        tenant_id=lease.tenant_id,
+        owner=lease.owner,
+        holder=lease.holder,
+        purpose=lease.purpose,
+        state=lease.state.value,
+        created_at_ns=lease.created_at_ns,
+        expires_at_ns=lease.expires_at_ns,
+        ended_at_ns=lease.ended_at_ns,
+        ttl_ns=lease.ttl_ns,
     )
-    connection.execute(
-        _INSERT_LEASED,
-        [
-            {"lease_id": lease.lease_id, "position": position, "asset_id": asset_id}
-            for position, asset_id in enumerate(lease.asset_ids)
-        ],
-    )
+    for position, asset_id in enumerate(lease.asset_ids):
+        _INSERT_LEASED.run(
+            connection, lease_id=lease.lease_id, position=position, asset_id=asset_id
+        )
 
 
 def read_lease(connection: Connection, lease_id: str) -> Lease | None:
     """One lease."""
-    rows = connection.execute(_BY_ID, {"wanted": lease_id}).all()
+    rows = _BY_ID.rows(connection, wanted=lease_id)
     return _lease(rows[0], tuple(row.asset_id for row in rows)) if rows else None
 
 
@@ -160,7 +155,7 @@ def postpone(connection: Connection, by_ns: int) -> int:
 
 def end_lease(connection: Connection, lease_id: str, state: LeaseState, now_ns: int) -> None:
     """Write the end of a lease."""
-    connection.execute(_END, {"wanted": lease_id, "to_state": state.value, "now_ns": now_ns})
+    _END.run(connection, wanted=lease_id, to_state=state.value, now_ns=now_ns)
 
 
 def forget_leases(connection: Connection, before_ns: int, limit: int) -> int:

@@ -112,11 +112,10 @@ class Leasing:
                 known = lease_store.read_lease(connection, claimed)
                 if known is not None:
                     return known, _in_order(connection, known.asset_ids)
-            changes = [(one, acquired(one)) for one in _leasable(connection, who, wanted)]
+            changes = [(one, acquired(one, now_ns)) for one in _leasable(connection, who, wanted)]
             lease_store.insert_lease(connection, fresh)
-            return fresh, store.use_assets(
-                connection, changes, reason=f"Leased for {holder}.", actor=who.actor, now_ns=now_ns
-            )
+            store.use_assets(connection, changes, reason=f"Leased for {holder}.", actor=who.actor)
+            return fresh, [after for _, after in changes]
 
         return await self._database.write(work)
 
@@ -165,12 +164,11 @@ class Leasing:
         store.use_assets(
             connection,
             [
-                (asset, let_go(asset))
+                (asset, let_go(asset, now_ns))
                 for asset in store.read_assets(connection, lease.asset_ids).values()
             ],
             reason=f"The last lease, of {lease.holder}, was {state.value}.",
             actor=actor,
-            now_ns=now_ns,
         )
         return replace(lease, state=state, ended_at_ns=now_ns)
 

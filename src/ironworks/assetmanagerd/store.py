@@ -6,6 +6,7 @@ with `Aborted` and nothing is written.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Row,
+    String,
     bindparam,
     func,
     insert,
@@ -34,6 +36,7 @@ from ironworks.assetmanagerd.types import (
 )
 from ironworks.model.errors import Aborted
 from ironworks.model.pages import PageSpec
+from ironworks.storage.prepared import Prepared, inserting
 
 _LABELS = TypeAdapter(dict[str, str])
 _CONFIG = TypeAdapter(ImageConfig)
@@ -41,17 +44,18 @@ _DEAD = (AssetState.FAILED.value, AssetState.DELETED.value)
 _AnyRow = Row[tuple[object, ...]]
 _FEW = 1000
 
-# Statements that every lease runs are built once: to build one takes longer than to run it.
+# Every lease runs these.
 _SELECT = select(ASSETS)
 _BY_ID = _SELECT.where(ASSETS.c.asset_id == bindparam("wanted"))
 _BY_IDS = _SELECT.where(ASSETS.c.asset_id.in_(bindparam("wanted", expanding=True)))
-_OWN_OR_PLATFORM = ASSETS.c.tenant_id.in_(["", bindparam("tenant")])
-_VISIBLE_BY_ID = _BY_ID.where(_OWN_OR_PLATFORM)
+_OWN_OR_PLATFORM = ASSETS.c.tenant_id.in_(["", bindparam("tenant", type_=String)])
+_READ = Prepared(_BY_ID)
+_READ_VISIBLE = Prepared(_BY_ID.where(_OWN_OR_PLATFORM))
 _VISIBLE_BY_IDS = _BY_IDS.where(_OWN_OR_PLATFORM)
 _INSERT = insert(ASSETS)
 _INSERT_LABEL = insert(LABELS)
-_INSERT_EVENT = insert(EVENTS).inline()
-_USE = (
+_INSERT_EVENT = Prepared(inserting(EVENTS, "sequence"))
+_USE = Prepared(
     update(ASSETS)
     .where(ASSETS.c.asset_id == bindparam("wanted"), ASSETS.c.revision == bindparam("before"))
     .values(
@@ -59,7 +63,7 @@ _USE = (
         lease_count=bindparam("leases"),
         last_used_at_ns=bindparam("now_ns"),
         updated_at_ns=bindparam("now_ns"),
-        revision=ASSETS.c.revision + 1,
+        revision=bindparam("after"),
     )
 )
 
@@ -67,6 +71,13 @@ _USE = (
 def config_text(config: ImageConfig | None) -> str:
     """How an image's configuration is stored; equal ones are equal texts."""
     return "" if config is None else _CONFIG.dump_json(config).decode()
+
+
+def _live_key(tenant_id: str, sha256: str, config: ImageConfig | None) -> str:
+    """What makes a record the only one: images of the same files may be run in different ways."""
+    text = config_text(config)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16] if text else ""
+    return f"{tenant_id}:{sha256}:{digest}" if text else f"{tenant_id}:{sha256}"
 
 
 def _asset(row: _AnyRow) -> Asset:
@@ -118,7 +129,7 @@ def _columns(asset: Asset) -> dict[str, object]:
         "last_used_at_ns": asset.last_used_at_ns,
         "revision": asset.revision,
         "lease_count": asset.lease_count,
-        "live_key": f"{asset.tenant_id}:{asset.sha256}" if live else None,
+        "live_key": _live_key(asset.tenant_id, asset.sha256, asset.image_config) if live else None,
     }
 
 
@@ -163,70 +174,53 @@ def use_assets(
     *,
     reason: str,
     actor: str,
-    now_ns: int,
-) -> list[Asset]:
+) -> None:
     """Write what a lease changes, as (before, after): state, number of leases, time of last use.
 
     Raises:
         Aborted: one of the records is no longer what it was.
     """
-    rows = [
-        {
-            "wanted": before.asset_id,
-            "before": before.revision,
-            "to_state": after.state.value,
-            "leases": after.lease_count,
-            "now_ns": now_ns,
-        }
-        for before, after in changes
-    ]
-    if connection.execute(_USE, rows).rowcount != len(rows):
-        raise Aborted("An asset has changed meanwhile; repeat the call.")
-    done = [
-        replace(after, last_used_at_ns=now_ns, updated_at_ns=now_ns, revision=before.revision + 1)
-        for before, after in changes
-    ]
-    events = [
-        _event_row(after, before.state, reason, actor)
-        for (before, _), after in zip(changes, done, strict=True)
-        if after.state is not before.state
-    ]
-    if events:
-        connection.execute(_INSERT_EVENT, events)
-    return done
-
-
-def _event_row(
-    asset: Asset, before: AssetState | None, reason: str, actor: str
-) -> dict[str, object]:
-    return {
-        "asset_id": asset.asset_id,
-        "at_ns": asset.updated_at_ns,
-        "from_state": before.value if before else "",
-        "to_state": asset.state.value,
-        "reason": reason,
-        "actor": actor,
-    }
+    for before, after in changes:
+        done = _USE.run(
+            connection,
+            wanted=before.asset_id,
+            before=before.revision,
+            to_state=after.state.value,
+            leases=after.lease_count,
+            now_ns=after.updated_at_ns,
+            after=after.revision,
+        )
+        if not done:
+            raise Aborted("An asset has changed meanwhile; repeat the call.")
+        if after.state is not before.state:
+            _record(connection, after, before.state, reason, actor)
 
 
 def _record(
     connection: Connection, asset: Asset, before: AssetState | None, reason: str, actor: str
 ) -> None:
-    connection.execute(_INSERT_EVENT, [_event_row(asset, before, reason, actor)])
+    _INSERT_EVENT.run(
+        connection,
+        asset_id=asset.asset_id,
+        at_ns=asset.updated_at_ns,
+        from_state=before.value if before else "",
+        to_state=asset.state.value,
+        reason=reason,
+        actor=actor,
+    )
 
 
 def read_asset(connection: Connection, asset_id: str) -> Asset | None:
     """One record, whoever owns it."""
-    row = connection.execute(_BY_ID, {"wanted": asset_id}).one_or_none()
-    return None if row is None else _asset(row)
+    return read_assets(connection, [asset_id]).get(asset_id)
 
 
 def read_assets(connection: Connection, asset_ids: Sequence[str]) -> dict[str, Asset]:
     """Those of the records that exist, by id."""
     if len(asset_ids) == 1:
-        rows = connection.execute(_BY_ID, {"wanted": asset_ids[0]})
+        rows = _READ.rows(connection, wanted=asset_ids[0])
     else:
-        rows = connection.execute(_BY_IDS, {"wanted": list(asset_ids)})
+        rows = connection.execute(_BY_IDS, {"wanted": list(asset_ids)}).all()
     return {row.asset_id: _asset(row) for row in rows}
 
 
@@ -239,12 +233,10 @@ def visible_assets(connection: Connection, who: Who, asset_ids: Sequence[str]) -
     if who.sees_all:
         return read_assets(connection, asset_ids)
     if len(asset_ids) == 1:
-        given = {"wanted": asset_ids[0], "tenant": who.tenant_id}
-        rows = connection.execute(_VISIBLE_BY_ID, given)
+        rows = _READ_VISIBLE.rows(connection, wanted=asset_ids[0], tenant=who.tenant_id)
     else:
-        rows = connection.execute(
-            _VISIBLE_BY_IDS, {"wanted": list(asset_ids), "tenant": who.tenant_id}
-        )
+        given = {"wanted": list(asset_ids), "tenant": who.tenant_id}
+        rows = connection.execute(_VISIBLE_BY_IDS, given).all()
     return {row.asset_id: _asset(row) for row in rows}
 
 
@@ -253,10 +245,12 @@ def visible_asset(connection: Connection, who: Who, asset_id: str) -> Asset | No
     return visible_assets(connection, who, [asset_id]).get(asset_id)
 
 
-def find_live(connection: Connection, tenant_id: str, sha256: str) -> Asset | None:
-    """The owner's record of these bytes that is neither FAILED nor DELETED."""
+def find_live(
+    connection: Connection, tenant_id: str, sha256: str, config: ImageConfig | None = None
+) -> Asset | None:
+    """The owner's record for these bytes, run in this way, in any state but FAILED and DELETED."""
     row = connection.execute(
-        _SELECT.where(ASSETS.c.live_key == f"{tenant_id}:{sha256}")
+        _SELECT.where(ASSETS.c.live_key == _live_key(tenant_id, sha256, config))
     ).one_or_none()
     return None if row is None else _asset(row)
 

@@ -9,25 +9,22 @@ from __future__ import annotations
 
 import hashlib
 from functools import cache
-from typing import Any
 
 from sqlalchemy import (
     BigInteger,
     Column,
     Connection,
-    Insert,
     MetaData,
-    Select,
     String,
     Table,
     bindparam,
     delete,
-    insert,
     select,
 )
 
 from ironworks.model.errors import AlreadyExists, InvalidRequest
 from ironworks.model.units import NS_PER_DAY
+from ironworks.storage.prepared import Prepared, inserting
 
 MAX_KEY_CHARS = 128
 KEEP_NS = NS_PER_DAY
@@ -77,26 +74,24 @@ def claim(
     earlier = find(connection, table, scope=scope, key=key, request=request)
     if earlier is not None:
         return earlier
-    connection.execute(
-        _statements(table)[1],
-        {
-            "scope": scope,
-            "key": key,
-            "request_sha256": hashlib.sha256(request).hexdigest(),
-            "resource_id": resource_id,
-            "at_ns": now_ns,
-        },
+    _statements(table)[1].run(
+        connection,
+        scope=scope,
+        key=key,
+        request_sha256=hashlib.sha256(request).hexdigest(),
+        resource_id=resource_id,
+        at_ns=now_ns,
     )
     return resource_id
 
 
 @cache
-def _statements(table: Table) -> tuple[Select[Any, Any], Insert]:
-    """Those that every mutation runs: to build one takes longer than to run it."""
+def _statements(table: Table) -> tuple[Prepared, Prepared]:
+    """Those that every mutation runs."""
     found = select(table.c.request_sha256, table.c.resource_id).where(
         table.c.scope == bindparam("in_scope"), table.c.key == bindparam("with_key")
     )
-    return found, insert(table)
+    return Prepared(found), Prepared(inserting(table))
 
 
 def find(
@@ -110,11 +105,10 @@ def find(
     """
     if len(key) > MAX_KEY_CHARS:
         raise InvalidRequest(f"idempotency_key may have at most {MAX_KEY_CHARS} characters.")
-    row = connection.execute(
-        _statements(table)[0], {"in_scope": scope, "with_key": key}
-    ).one_or_none()
-    if row is None:
+    rows = _statements(table)[0].rows(connection, in_scope=scope, with_key=key)
+    if not rows:
         return None
+    row = rows[0]
     if row.request_sha256 != hashlib.sha256(request).hexdigest():
         raise AlreadyExists(
             "This idempotency_key was used for another request.",

@@ -43,7 +43,7 @@ WRITE_ATTEMPTS = 12
 """How often a write is run that PostgreSQL undoes because another one came first."""
 MAX_GROUP = 64
 """Writes that share a commit."""
-_GROUP_NS = 10 * NS_PER_MS
+_GROUP_NS = 20 * NS_PER_MS
 """Nobody joins a group that has worked for so long."""
 _MAX_PAUSE_SECONDS = 0.2
 _CONNECT_SECONDS = 5
@@ -447,13 +447,16 @@ def _in_savepoint(connection: Connection, statement: Callable[[Connection], _T])
     driver: Any = connection.connection.driver_connection
     driver.execute("SAVEPOINT iw")
     try:
-        return statement(connection)
+        outcome: Any = statement(connection)
     except DBAPIError as error:
         if _sql_state(error) in _SQL_STATES_AGAIN:
             raise
-        outcome: Exception = _ours(error)
+        outcome = _ours(error)
         outcome.__cause__ = error
+        driver.execute("ROLLBACK TO SAVEPOINT iw")
     except Exception as error:  # noqa: BLE001 - it is its caller's
         outcome = error
-    driver.execute("ROLLBACK TO SAVEPOINT iw")
+        driver.execute("ROLLBACK TO SAVEPOINT iw")
+    # While it is there, SQLite keeps a copy of each page that anybody changes, for each of them.
+    driver.execute("RELEASE SAVEPOINT iw")
     return outcome

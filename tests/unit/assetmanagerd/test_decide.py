@@ -133,7 +133,7 @@ def test_leases_are_bounded() -> None:
         with pytest.raises(InvalidRequest):
             decide.lease_seconds(seconds, 60)
     with pytest.raises(FailedPrecondition, match="damaged"):
-        decide.acquired(replace(ASSET, damage="rotten"))
+        decide.acquired(replace(ASSET, damage="rotten"), 0)
 
 
 def verdict(asset: Asset, age_seconds: int, *, needed: bool = False) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import pytest
 from sqlalchemy import Connection
 
 from ironworks.assetmanagerd import garbage_store, lease_store, store
+from ironworks.assetmanagerd.decide import acquired, let_go
 from ironworks.assetmanagerd.types import (
     Asset,
     AssetEvent,
@@ -107,14 +108,13 @@ async def test_only_validated_records_stand_for_bytes_that_must_be_there(
 async def test_changes_by_leases_are_forgotten_and_others_are_not(database: Database) -> None:
     await add(database, ASSET)
 
-    def change(c: Connection, state: AssetState, count: int, at_ns: int) -> None:
+    def change(c: Connection, decided: Callable[[Asset, int], Asset], at_ns: int) -> None:
         before = store.read_assets(c, ["ast_1"])["ast_1"]
-        after = replace(before, state=state, lease_count=count)
-        store.use_assets(c, [(before, after)], reason="r", actor="metald", now_ns=at_ns)
+        store.use_assets(c, [(before, decided(before, at_ns))], reason="r", actor="metald")
 
     for at_ns in (10, 20, 30):
-        await database.write(lambda c, at=at_ns: change(c, AssetState.IN_USE, 1, at))
-        await database.write(lambda c, at=at_ns: change(c, AssetState.AVAILABLE, 0, at))
+        await database.write(lambda c, at=at_ns: change(c, acquired, at))
+        await database.write(lambda c, at=at_ns: change(c, let_go, at))
     assert await database.write(lambda c: garbage_store.forget_events(c, 10, 100)) == 0
     assert await database.write(lambda c: garbage_store.forget_events(c, 30, 3)) == 3
     assert await database.write(lambda c: garbage_store.forget_events(c, 30, 3)) == 1

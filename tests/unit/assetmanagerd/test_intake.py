@@ -8,7 +8,7 @@ import pytest
 
 from ironworks.assetmanagerd import store
 from ironworks.assetmanagerd.bytes.locks import DigestLocks
-from ironworks.assetmanagerd.types import Asset, AssetState, Facts
+from ironworks.assetmanagerd.types import Asset, AssetState, Facts, ImageConfig
 from ironworks.model.errors import (
     Aborted,
     AlreadyExists,
@@ -53,6 +53,21 @@ async def test_an_owner_has_the_same_bytes_once(world: AssetWorld) -> None:
     assert world.files.staging.names() == {}
     theirs = await world.asset(who=EVIL)
     assert theirs.asset_id != first.asset_id
+    assert len(await world.kept()) == 1
+
+
+async def test_images_of_the_same_files_keep_their_own_configuration(world: AssetWorld) -> None:
+    root, web = ImageConfig(cmd=("/app",)), ImageConfig(cmd=("/app",), user="www-data")
+    body = squashfs(b"same")
+    made = [
+        await world.intake.register(
+            ACME, facts(body, image_config=config), world.stage(body, f"s{n}"), f"k{n}"
+        )
+        for n, config in enumerate((root, web, root))
+    ]
+    assert [asset.image_config for asset, _ in made] == [root, web, root]
+    assert [existed for _, existed in made] == [False, False, True]
+    assert made[0][0].asset_id == made[2][0].asset_id
     assert len(await world.kept()) == 1
 
 

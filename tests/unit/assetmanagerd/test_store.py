@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from ironworks.assetmanagerd import store
+from ironworks.assetmanagerd.decide import acquired
 from ironworks.assetmanagerd.types import (
     Asset,
     AssetFilter,
@@ -147,20 +148,24 @@ async def test_what_is_not_the_callers_is_not_even_read(database: Database) -> N
 
 async def test_leases_change_what_they_change_and_nothing_else(database: Database) -> None:
     await database.write(lambda c: store.insert_asset(c, ASSET, "a"))
-    held = replace(ASSET, state=AssetState.IN_USE, lease_count=1)
-    (used,) = await database.write(
-        lambda c: store.use_assets(c, [(ASSET, held)], reason="r", actor="metald", now_ns=9)
+    used = acquired(ASSET, 9)
+    await database.write(lambda c: store.use_assets(c, [(ASSET, used)], reason="r", actor="metald"))
+    assert used == replace(
+        ASSET,
+        state=AssetState.IN_USE,
+        lease_count=1,
+        updated_at_ns=9,
+        last_used_at_ns=9,
+        revision=2,
     )
-    assert used == replace(held, updated_at_ns=9, last_used_at_ns=9, revision=2)
     assert await database.read(lambda c: store.read_asset(c, "ast_1")) == used
-    more = replace(used, lease_count=2)
-    await database.write(
-        lambda c: store.use_assets(c, [(used, more)], reason="r", actor="metald", now_ns=9)
-    )
+    more = acquired(used, 10)
+    await database.write(lambda c: store.use_assets(c, [(used, more)], reason="r", actor="metald"))
     with pytest.raises(Aborted):
         await database.write(
-            lambda c: store.use_assets(c, [(used, more)], reason="r", actor="metald", now_ns=9)
+            lambda c: store.use_assets(c, [(used, more)], reason="r", actor="metald")
         )
+    assert await database.read(lambda c: store.read_asset(c, "ast_1")) == more
     events = await database.read(lambda c: store.list_events(c, "ast_1", PAGE))
     assert [event.to_state.value for event in events] == ["available", "in_use"]
 
