@@ -9,6 +9,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from protobuf import Oneof
@@ -37,6 +38,10 @@ def clients(settings: MetaldSettings) -> Clients:
     return Clients(settings=settings, signer=signer)
 
 
+class _OverError(Exception):
+    """The time is over."""
+
+
 class Load:
     """VMs that are made, booted, paused, resumed, stopped and deleted, one call each tick."""
 
@@ -44,6 +49,7 @@ class Load:
         self._vms = vms
         self._rootfs_id = rootfs_id
         self._ticks: asyncio.Queue[None] = asyncio.Queue()
+        self._is_over = False
         self.calls = 0
 
     async def run(self, seconds: float) -> None:
@@ -57,26 +63,37 @@ class Load:
                 for worker in workers:
                     if worker.done():
                         worker.result()
+            # Not cancelled: a call that is just being answered would swallow that and go on.
+            self._is_over = True
+            for _ in workers:
+                self._ticks.put_nowait(None)
+            await asyncio.gather(*workers)
 
     async def _work(self) -> None:
+        with suppress(_OverError):
+            while True:
+                await self._live()
+
+    async def _live(self) -> None:
         vms = self._vms
-        while True:
-            vm_id = new_id("vm", _CLOCK, _ENTROPY)
-            spec = vm_pb.VmSpec(
-                vcpus=1,
-                memory_bytes=64 * MIB,
-                assets=vm_pb.VmAssets(rootfs_asset_id=self._rootfs_id),
-                readiness=vm_pb.ReadinessCheck(probe=Oneof("tcp_port", 8080)),
-            )
-            await self._call(vms.create_vm, vm_pb.CreateVmRequest(vm_id=vm_id, spec=spec))
-            await self._call(vms.boot_vm, vm_pb.BootVmRequest(vm_id=vm_id))
-            await self._call(vms.pause_vm, vm_pb.PauseVmRequest(vm_id=vm_id))
-            await self._call(vms.resume_vm, vm_pb.ResumeVmRequest(vm_id=vm_id))
-            await self._call(vms.shutdown_vm, vm_pb.ShutdownVmRequest(vm_id=vm_id))
-            await self._call(vms.delete_vm, vm_pb.DeleteVmRequest(vm_id=vm_id))
+        vm_id = new_id("vm", _CLOCK, _ENTROPY)
+        spec = vm_pb.VmSpec(
+            vcpus=1,
+            memory_bytes=64 * MIB,
+            assets=vm_pb.VmAssets(rootfs_asset_id=self._rootfs_id),
+            readiness=vm_pb.ReadinessCheck(probe=Oneof("tcp_port", 8080)),
+        )
+        await self._call(vms.create_vm, vm_pb.CreateVmRequest(vm_id=vm_id, spec=spec))
+        await self._call(vms.boot_vm, vm_pb.BootVmRequest(vm_id=vm_id))
+        await self._call(vms.pause_vm, vm_pb.PauseVmRequest(vm_id=vm_id))
+        await self._call(vms.resume_vm, vm_pb.ResumeVmRequest(vm_id=vm_id))
+        await self._call(vms.shutdown_vm, vm_pb.ShutdownVmRequest(vm_id=vm_id))
+        await self._call(vms.delete_vm, vm_pb.DeleteVmRequest(vm_id=vm_id))
 
     async def _call(self, call: Callable[[_T], Awaitable[vm_pb.Vm]], request: _T) -> None:
         await self._ticks.get()
+        if self._is_over:
+            raise _OverError
         await call(request)
         self.calls += 1
 

@@ -9,6 +9,7 @@ lifecycle calls: what the load costs, not a goal.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import statistics
 import sys
@@ -127,6 +128,7 @@ async def measure(quick: bool) -> Outcome:  # noqa: FBT001 - the frame's signatu
         await platform.serve_rootfs()
         await _with_records(platform)
         await _times(platform, 1)  # what is done once only is no cost of a call
+        gc.freeze()  # metald's pauses are measured, not those of whoever measures
         alone = await _times(platform, seconds / 4)
         load = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "benchmarks.lifecycle_load"),

@@ -6,6 +6,7 @@ refused with `Aborted` and nothing is written.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 from pydantic import TypeAdapter
 from sqlalchemy import Connection, Row, Select, and_, delete, func, insert, select, tuple_, update
@@ -34,6 +35,8 @@ from ironworks.model.errors import Aborted, NotFound
 from ironworks.model.pages import PageSpec
 from ironworks.storage import idempotency
 
+MAX_READ_SPECS = 4096
+"""That are remembered, at some kilobytes each."""
 _SPEC = TypeAdapter(VmSpec)
 _EVIDENCE = TypeAdapter(Evidence)
 _EXIT = TypeAdapter(ExitReport)
@@ -90,11 +93,17 @@ def write_host(connection: Connection, host: Host) -> None:
 # --- VMs ----------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=MAX_READ_SPECS)
+def _read_spec(text: str) -> VmSpec:
+    """A spec as `spec_bytes` wrote it: few ever change, and reading one takes longer than SQL."""
+    return _SPEC.validate_json(text)
+
+
 def _vm(row: _TABLE_ROW) -> Vm:
     return Vm(
         vm_id=row.id,
         tenant_id=row.tenant_id,
-        spec=_SPEC.validate_json(row.spec),
+        spec=_read_spec(row.spec),
         state=VmState(row.state),
         reason=row.reason,
         generation=row.generation,
@@ -331,7 +340,7 @@ def networks(connection: Connection, *, except_vm_id: str = "") -> Sequence[Netw
             VMS.c.spec.like('%"host_port":%'),
         )
     )
-    return [_SPEC.validate_json(row.spec).network for row in rows]
+    return [_read_spec(row.spec).network for row in rows]
 
 
 def history(connection: Connection, vm_id: str) -> Sequence[Transition]:
