@@ -34,9 +34,9 @@ ASSETS = Table(
     Column("revision", BigInteger, nullable=False),
     # How many ACTIVE leases hold it: changes in the transaction that changes the leases.
     Column("lease_count", Integer, nullable=False, server_default="0"),
-    # `owner:sha256`, and a hash of the image's configuration if there is one, while the record stands
-    # for bytes, NULL once it is FAILED or DELETED: one owner has the same bytes, run in the same way,
-    # once.
+    # `owner:sha256`, and a hash of the image's configuration if there is one, while the record
+    # stands for bytes; NULL once it is FAILED or DELETED. One owner has the same bytes, run in the
+    # same way, once.
     Column("live_key", String(128), nullable=True, unique=True),
     Index("ix_assets_tenant_id_asset_id", "tenant_id", "asset_id"),
     Index("ix_assets_tenant_id_state_asset_id", "tenant_id", "state", "asset_id"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,7 @@ async def test_images_of_the_same_files_keep_their_own_configuration(world: Asse
     body = squashfs(b"same")
     made = [
         await world.intake.register(
-            ACME, facts(body, image_config=config), world.stage(body, f"s{n}"), f"k{n}"
+            ACME, replace(facts(body), image_config=config), world.stage(body, f"s{n}"), f"k{n}"
         )
         for n, config in enumerate((root, web, root))
     ]

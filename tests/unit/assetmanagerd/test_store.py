@@ -87,7 +87,9 @@ async def test_one_owner_cannot_have_the_same_bytes_twice(database: Database) ->
     await database.write(lambda c: store.insert_asset(c, others, "a"))
     failed = replace(ASSET, asset_id="ast_3", state=AssetState.FAILED)
     await database.write(lambda c: store.insert_asset(c, failed, "a"))
-    live = await database.read(lambda c: store.find_live(c, "tnt_acme", ASSET.sha256))
+    live = await database.read(
+        lambda c: store.find_live(c, "tnt_acme", ASSET.sha256, ASSET.image_config)
+    )
     assert live == ASSET
 
 
