@@ -74,6 +74,10 @@ class Fleet:
             "network_receive_bytes": self._happens(ticks, 0.5) * self._numbers(ticks, 60, 15_000),
             "network_transmit_bytes": self._happens(ticks, 0.5) * self._numbers(ticks, 60, 15_000),
         }
+        # A third of what is sent goes to other VMs.
+        grown["network_internal_bytes"] = grown["network_transmit_bytes"] * (
+            self._random.random(grown["network_transmit_bytes"].shape) < 1 / 3
+        )
         values: dict[str, Matrix] = {}
         for name, steps in grown.items():
             values[name] = self._last[name][:, None] + np.cumsum(steps.astype(np.uint64), axis=1)

@@ -23,6 +23,7 @@ from ironworks.gen.ironworks.billaged.v1 import meter_pb
 from ironworks.gen.ironworks.billaged.v1.meter_connect import MeterServiceClient
 from ironworks.machine.temporary import make_directory
 from ironworks.metald.cgroup.groups import GroupLimits, HostGroups
+from ironworks.metald.sampling import classes
 from ironworks.metald.sampling.sampler import HostSampler
 from ironworks.metald.sampling.sources import (
     CounterFile,
@@ -59,13 +60,16 @@ def cpu_seconds() -> float:
 
 @asynccontextmanager
 async def taps(netns: str, count: int) -> AsyncGenerator[None]:
-    """A network namespace with `count` taps."""
+    """A network namespace with `count` taps, and the counter that stands on each VM's own."""
     batch = "".join(
         f"tuntap add t{number} mode tap\nlink set t{number} up\n" for number in range(count)
     )
     await run(["ip", "netns", "add", netns], timeout_seconds=10)
     try:
         await run(["ip", "-n", netns, "-batch", "-"], stdin=batch.encode(), timeout_seconds=120)
+        guard = f"table netdev {classes.TABLE} {{ counter {classes.COUNTER} {{ }}\n}}\n"
+        words = ["ip", "netns", "exec", netns, "nft", "-f", "-"]
+        await run(words, stdin=guard.encode(), timeout_seconds=10)
         yield
     finally:
         await run(["ip", "netns", "delete", netns], timeout_seconds=120)

@@ -28,7 +28,9 @@ from ironworks.gen.ironworks.billaged.v1.samples_pb import AbsenceReason
 from ironworks.model.errors import InvalidRequest
 from ironworks.model.units import GIB, MIB, NS_PER_US
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSIONS = (1, 2)
+"""In 1 windows lack the last of the readings: it is absent from all their samples."""
+_LAST_ABSENT = np.uint8(1 << len(READINGS) - 1)
 MAX_PAYLOAD_BYTES = 64 * MIB
 MAX_WINDOWS = 256
 MAX_SAMPLES = 1_200
@@ -51,7 +53,7 @@ def payload_of(request: pb.SubmitBatchRequest) -> pb.BatchPayload:
     """
     if not request.batch_id or not request.host_id or len(request.batch_id) > MAX_ID_CHARS:
         raise InvalidRequest("A batch must name itself and its host.")
-    if request.schema_version != SCHEMA_VERSION:
+    if request.schema_version not in SCHEMA_VERSIONS:
         raise InvalidRequest(
             f"Batches of schema {request.schema_version} are not known here.",
             hint="Upgrade aggregatord before the hosts.",
@@ -103,7 +105,8 @@ def _header_fault(window: pb.Window) -> Finding | None:
 
 def _length_fault(window: pb.Window) -> Finding | None:
     count = window.sample_count
-    wide = {len(getattr(window, name)) for name in ("seq", "tick_at_ns", *READINGS)}
+    wide = {len(getattr(window, name)) for name in ("seq", "tick_at_ns", *READINGS[:-1])}
+    wide.add(len(getattr(window, READINGS[-1])) or count * 8)
     narrow = len(window.offset_us), len(window.absent_mask)
     if wide != {count * 8} or narrow != (count * 4, count):
         return _malformed("The columns are of different length.")
@@ -130,7 +133,8 @@ def block_of(raws: Sequence[pb.Window]) -> tuple[Block, dict[int, Finding]]:
     starts = np.cumsum(counts) - counts
 
     def numbers(name: str, dtype: str) -> Any:
-        return _cumulated([getattr(raw, name) for raw in sound], dtype, starts, counts)
+        columns = [getattr(raw, name) or bytes(8 * raw.sample_count) for raw in sound]
+        return _cumulated(columns, dtype, starts, counts)
 
     seq, tick_at_ns = numbers("seq", "<u8").view(np.int64), numbers("tick_at_ns", "<u8")
     parts = Block(
@@ -140,7 +144,7 @@ def block_of(raws: Sequence[pb.Window]) -> tuple[Block, dict[int, Finding]]:
         seq=seq,
         tick_at_ns=tick_at_ns.view(np.int64),
         offset_us=numbers("offset_us", "<u4").view(np.int32),
-        absent_mask=np.frombuffer(b"".join([raw.absent_mask for raw in sound]), np.uint8),
+        absent_mask=np.frombuffer(b"".join([_absent_mask(raw) for raw in sound]), np.uint8),
         values={name: numbers(name, "<u8") for name in READINGS},
     )
     windows = [
@@ -154,6 +158,12 @@ def window_of(window: pb.Window) -> Window | Finding:
     """One window, or why it cannot be read."""
     block, findings = block_of([window])
     return findings[0] if findings else block.windows[0]
+
+
+def _absent_mask(raw: pb.Window) -> bytes:
+    if getattr(raw, READINGS[-1]):
+        return raw.absent_mask
+    return (np.frombuffer(raw.absent_mask, np.uint8) | _LAST_ABSENT).tobytes()
 
 
 def _view(raw: pb.Window, block: Block, rows: slice) -> Window:

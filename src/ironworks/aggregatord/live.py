@@ -94,10 +94,10 @@ def grown(before: LiveSample, after: LiveSample) -> Quantities:
         # Between the two are samples that nobody told: a reading of theirs would have held on.
         held_ns = min(elapsed_ns, max(MEMORY_HOLD_US * NS_PER_US, 2 * WATCHED_MS * 1_000_000))
         used[Meter.MEMORY_USED] = memory_bytes * held_ns
-    for name in CUMULATIVE:
-        first, last = before.readings.get(name), after.readings.get(name)
-        if first is not None and last is not None:
-            used[metering.METER_OF[name]] = max(0, last - first)
+    both = [name for name in CUMULATIVE if name in before.readings and name in after.readings]
+    used |= metering.by_meter(
+        {name: max(0, after.readings[name] - before.readings[name]) for name in both}
+    )
     return used
 
 

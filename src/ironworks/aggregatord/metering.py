@@ -30,6 +30,7 @@ METER_OF = {
     "disk_write_bytes": Meter.DISK_WRITE,
     "network_receive_bytes": Meter.NETWORK_IN,
     "network_transmit_bytes": Meter.NETWORK_OUT,
+    "network_internal_bytes": Meter.NETWORK_OUT_INTERNAL,
 }
 _MEMORY_BIT = 1 << READINGS.index("memory_bytes")
 _BITS = tuple(1 << READINGS.index(name) for name in CUMULATIVE)
@@ -170,8 +171,21 @@ def quantities(summary: Summary, grown: Growth) -> Quantities:
         Meter.MEMORY_PROVISIONED: summary.memory_limit_bytes * elapsed_ns,
         Meter.DISK_PROVISIONED: summary.disk_limit_bytes * elapsed_ns,
         Meter.MEMORY_USED: grown.held_byte_us * NS_PER_US,
-        **{meter: grown.grown[name] for name, meter in METER_OF.items()},
+        **by_meter(grown.grown),
     }
+
+
+def by_meter(grown: Mapping[str, int]) -> Quantities:
+    """What counters have grown by, and what of the bytes sent did not go to VMs.
+
+    That is a difference and no counter, so that it adds up however samples are cut. It is negative
+    where bytes that nobody could tell apart, and so counted as internet, turn out to be internal.
+    """
+    found = {METER_OF[name]: quantity for name, quantity in grown.items()}
+    if Meter.NETWORK_OUT in found:
+        internal = found.get(Meter.NETWORK_OUT_INTERNAL, 0)
+        found[Meter.NETWORK_OUT_INTERNET] = found[Meter.NETWORK_OUT] - internal
+    return found
 
 
 def window_usage(summary: Summary, before: Baseline) -> Quantities:

@@ -15,14 +15,16 @@ machine.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ironworks.aggregatord.columns import EDGES, GROWTH_NUMBERS, SUMMARY_NUMBERS
 from ironworks.aggregatord.types import CUMULATIVE, AggregatordSettings
 
 _DURABLE = "fsync_after_insert = 1, fsync_part_directory = 1"
-_CUMULATIVE_DDL = ",\n".join(f"{name} UInt64 CODEC(Delta, ZSTD(1))" for name in CUMULATIVE)
-_EDGES_DDL = ",\n".join(f"{name} Nullable(UInt64) CODEC(ZSTD(1))" for name in EDGES)
+_CUMULATIVE = [f"{name} UInt64 CODEC(Delta, ZSTD(1))" for name in CUMULATIVE]
+_EDGES = [f"{name} Nullable(UInt64) CODEC(ZSTD(1))" for name in EDGES]
+_GROWTH = [f"{name} Int64 CODEC(ZSTD(1))" for name in GROWTH_NUMBERS]
 _NAMES = "tenant_id LowCardinality(String), vm_id LowCardinality(String)"
 _USAGE = f"""{_NAMES}, deployment_id LowCardinality(String), boot_epoch Int64,
     start_ns Int64 CODEC(Delta, ZSTD(1)), meter UInt8, quantity Int128 CODEC(ZSTD(1)),
@@ -32,15 +34,14 @@ _SAMPLES = f"""{_NAMES}, boot_epoch Int64 CODEC(Delta, ZSTD(1)),
     seq Int64 CODEC(DoubleDelta, ZSTD(1)),
     tick_at_ns Int64 CODEC(DoubleDelta, ZSTD(1)),
     offset_us Int32 CODEC(T64, ZSTD(1)),
-    memory_bytes UInt64 CODEC(Delta, ZSTD(1)), {_CUMULATIVE_DDL},
+    memory_bytes UInt64 CODEC(Delta, ZSTD(1)), {", ".join(_CUMULATIVE)},
     absent_mask UInt8 CODEC(ZSTD(1)), vcpus UInt16 CODEC(ZSTD(1)),
     memory_limit_bytes UInt64 CODEC(Delta, ZSTD(1)),
     disk_limit_bytes UInt64 CODEC(Delta, ZSTD(1))"""
 _WINDOWS = f"""{_NAMES}, deployment_id LowCardinality(String), window_id String,
     {", ".join(f"{name} Int64 CODEC(Delta, ZSTD(1))" for name in SUMMARY_NUMBERS)},
     memory_first_us Nullable(Int64), memory_last_us Nullable(Int64),
-    memory_last_bytes Nullable(Int64), {_EDGES_DDL},
-    {", ".join(f"{name} Int64 CODEC(ZSTD(1))" for name in GROWTH_NUMBERS)},
+    memory_last_bytes Nullable(Int64), {", ".join(_EDGES)}, {", ".join(_GROWTH)},
     version UInt64"""
 _RATES = f"""{_NAMES}, deployment_id LowCardinality(String), boot_epoch Int64,
     start_ns Int64 CODEC(Delta, ZSTD(1)), receive_bytes Int64 CODEC(ZSTD(1)),
@@ -74,6 +75,7 @@ class TableSpec:
         days: For how long the engine keeps a partition; 0: until somebody drops it.
         version: The column of which the highest row counts; empty: all rows of a key are equal.
         shard: What spreads its rows over the shards of a cluster.
+        added: Columns that the table did not have from the first version on.
     """
 
     name: str
@@ -83,6 +85,7 @@ class TableSpec:
     days: int = 0
     version: str = ""
     shard: str = "cityHash64(vm_id)"
+    added: Sequence[str] = ()
 
     def _body(self, engine: str) -> str:
         at = f"toDateTime(intDiv({self.time_ns}, 1000000000), 'UTC')"
@@ -98,7 +101,11 @@ class TableSpec:
     def on_one_server(self) -> list[str]:
         """What makes the table in chDB or on a server."""
         engine = f"ReplacingMergeTree({self.version})"
-        return [f"CREATE TABLE IF NOT EXISTS {self.name} {self._body(engine)}"]
+        made = f"CREATE TABLE IF NOT EXISTS {self.name} {self._body(engine)}"
+        return [made, *self._additions(self.name)]
+
+    def _additions(self, table: str) -> list[str]:
+        return [f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {column}" for column in self.added]
 
     def on_cluster(self, cluster: str) -> list[str]:
         """What makes the table on a cluster, replicated and distributed.
@@ -112,8 +119,28 @@ class TableSpec:
         spread = f" ENGINE = Distributed('{cluster}', currentDatabase(), '{local}', {self.shard})"
         return [
             f"CREATE TABLE IF NOT EXISTS {local} ON CLUSTER '{cluster}' {self._body(engine)}",
+            *self._additions(f"{local} ON CLUSTER '{cluster}'"),
             f"CREATE TABLE IF NOT EXISTS {self.name} ON CLUSTER '{cluster}' AS {local}{spread}",
+            *self._additions(f"{self.name} ON CLUSTER '{cluster}'"),
         ]
+
+
+_WINDOW_ORDER = "vm_id, boot_epoch, first_seq"
+_RAW = TableSpec(
+    name="raw_samples",
+    columns=_SAMPLES,
+    order="vm_id, boot_epoch, seq",
+    time_ns="tick_at_ns",
+    added=_CUMULATIVE[-1:],
+)
+_SUMMARIES = TableSpec(
+    name="windows",
+    columns=_WINDOWS,
+    order=_WINDOW_ORDER,
+    time_ns="start_at_ns",
+    version="version",
+    added=(*_EDGES[-2:], _GROWTH[-1]),
+)
 
 
 def tables(settings: AggregatordSettings) -> list[TableSpec]:
@@ -130,17 +157,9 @@ def tables(settings: AggregatordSettings) -> list[TableSpec]:
             version="version",
         )
 
-    window = "vm_id, boot_epoch, first_seq"
     return [
-        TableSpec(
-            name="raw_samples",
-            columns=_SAMPLES,
-            order="vm_id, boot_epoch, seq",
-            time_ns="tick_at_ns",
-        ),
-        TableSpec(
-            name="windows", columns=_WINDOWS, order=window, time_ns="start_at_ns", version="version"
-        ),
+        _RAW,
+        _SUMMARIES,
         TableSpec(
             name="five_minute_rates",
             columns=_RATES,
@@ -152,7 +171,7 @@ def tables(settings: AggregatordSettings) -> list[TableSpec]:
         usage("hourly_usage", _USAGE, hourly_days),
         usage("daily_usage", _USAGE, settings.usage_daily_days),
         usage("billing_records", _BILLING, 0),
-        TableSpec(name="gaps", columns=_GAPS, order=window, time_ns="window_at_ns"),
+        TableSpec(name="gaps", columns=_GAPS, order=_WINDOW_ORDER, time_ns="window_at_ns"),
         TableSpec(
             name="lifecycle_events",
             columns=_EVENTS,

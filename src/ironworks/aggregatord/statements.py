@@ -19,6 +19,9 @@ _SUMS: Mapping[Meter, str] = {
     Meter.DISK_PROVISIONED: f"sum(toInt128(disk_limit_bytes) * elapsed_us) * {NS_PER_US}",
     Meter.MEMORY_USED: f"sum(toInt128(held_byte_us)) * {NS_PER_US}",
     **{meter: f"sum(toInt128(grown_{name}))" for name, meter in METER_OF.items()},
+    Meter.NETWORK_OUT_INTERNET: (
+        "sum(toInt128(grown_network_transmit_bytes) - grown_network_internal_bytes)"
+    ),
 }
 QUANTITIES = "[" + ", ".join(f"({int(meter)}, {what})" for meter, what in _SUMS.items()) + "]"
 """Of a group of windows: an array of (meter, quantity)."""

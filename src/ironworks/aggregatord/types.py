@@ -28,6 +28,7 @@ CUMULATIVE = (
     "disk_write_bytes",
     "network_receive_bytes",
     "network_transmit_bytes",
+    "network_internal_bytes",
 )
 """Readings that only grow within a boot epoch."""
 READINGS = ("cpu_ns", "memory_bytes", *CUMULATIVE[1:])
@@ -43,6 +44,8 @@ UNITS: Mapping[Meter, Unit] = {
     Meter.DISK_PROVISIONED: Unit.BYTE_NANOSECOND,
     Meter.NETWORK_IN: Unit.BYTE,
     Meter.NETWORK_OUT: Unit.BYTE,
+    Meter.NETWORK_OUT_INTERNET: Unit.BYTE,
+    Meter.NETWORK_OUT_INTERNAL: Unit.BYTE,
 }
 """The meters that are counted, with the unit in which their quantities are exact integers."""
 

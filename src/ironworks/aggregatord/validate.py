@@ -47,13 +47,14 @@ MAX_SEQ = 1 << 43
 """Ticks of 27,000 years."""
 MAX_COUNTER = 1 << 62
 """146 years of one vCPU, 4 EiB: beyond it, and that is where NaN lies, are no honest numbers."""
-_ALL_READINGS = 0x3F
+_ALL_READINGS = (1 << len(READINGS)) - 1
 
 _MAX_BYTES_PER_SECOND = {
     "disk_read_bytes": MAX_DISK_BYTES_PER_SECOND,
     "disk_write_bytes": MAX_DISK_BYTES_PER_SECOND,
     "network_receive_bytes": MAX_NETWORK_BYTES_PER_SECOND,
     "network_transmit_bytes": MAX_NETWORK_BYTES_PER_SECOND,
+    "network_internal_bytes": MAX_NETWORK_BYTES_PER_SECOND,
 }
 
 

@@ -276,12 +276,19 @@ class Warehouse:
 
         Compared are how many samples there are and where each counter began and ended.
         """
-        edges = ", ".join(f"min(first_{name}), max(last_{name})" for name in CUMULATIVE)
+        # Rows of before a counter was there have it as 0: of its beginning they say nothing.
+        always = CUMULATIVE[:-1]
         bits = {name: 1 << READINGS.index(name) for name in CUMULATIVE}
+        edges = ", ".join(
+            [f"min(first_{name})" for name in always]
+            + [f"ifNull(max(last_{name}), 0)" for name in CUMULATIVE]
+        )
         seen = ", ".join(
-            f"minOrNullIf({name}, bitAnd(absent_mask, {bit}) = 0),"
-            f" maxOrNullIf({name}, bitAnd(absent_mask, {bit}) = 0)"
-            for name, bit in bits.items()
+            [f"minOrNullIf({name}, bitAnd(absent_mask, {bits[name]}) = 0)" for name in always]
+            + [
+                f"ifNull(maxOrNullIf({name}, bitAnd(absent_mask, {bits[name]}) = 0), 0)"
+                for name in CUMULATIVE
+            ]
         )
         span = {"from": day_ns, "to": day_ns + DAY_NS}
         windows = await self._engine.rows(

@@ -20,7 +20,7 @@ from ironworks.billaged.types import ABSENCE_BITS, COUNTERS, Provision, SeqGap, 
 from ironworks.gen.ironworks.aggregatord.v1 import batch_pb
 from ironworks.gen.ironworks.billaged.v1 import samples_pb
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 ZSTD_LEVEL = 3
 _REASON_MASK = (1 << ABSENCE_BITS) - 1
 FULLY_ABSENT = (1 << COUNTERS) - 1
@@ -106,6 +106,7 @@ def window(host_id: str, parts: WindowParts) -> batch_pb.Window:
         disk_write_bytes=differences(values["disk_write_bytes"], "<u8"),
         network_receive_bytes=differences(values["network_receive_bytes"], "<u8"),
         network_transmit_bytes=differences(values["network_transmit_bytes"], "<u8"),
+        network_internal_bytes=differences(values["network_internal_bytes"], "<u8"),
         absent_mask=absent_masks(samples.absent).tobytes(),
         absences=absence_runs(samples),
         gaps=[

@@ -27,7 +27,7 @@ _FIRST_ROWS = 8
 class TickColumns:
     """One tick: row i of every column belongs to ring `rows[i]`.
 
-    `absent` has the absence reasons of the six readings, four bits each; 0 where all are present.
+    `absent` has the absence reasons of the readings, four bits each; 0 where all are present.
     """
 
     seq: int

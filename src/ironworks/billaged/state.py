@@ -32,6 +32,10 @@ from ironworks.model.errors import InvalidRequest
 
 KNOWN_EVENTS = 4_096
 MAX_LOSSES = 10_000
+_INTERNAL_UNKNOWN = np.uint32(
+    int(samples_pb.AbsenceReason.NO_SOURCE)
+    << ABSENCE_BITS * (int(samples_pb.Counter.NETWORK_INTERNAL) - 1)
+)
 UNREADABLE = int(samples_pb.GapReason.UNREADABLE)
 _PAUSED = samples_pb.LifecycleEventType.PAUSED
 _RESUMED = samples_pb.LifecycleEventType.RESUMED
@@ -392,11 +396,17 @@ def _columns(tick: samples_pb.Tick, rows: list[int]) -> TickColumns:
     """
     count = len(rows)
     columns: dict[ColumnName, list[int]] = {name: getattr(tick, name) for name in COLUMNS}
+    internal_unknown = not columns["network_internal_bytes"]
+    if internal_unknown:
+        # A log of before this was read.
+        columns["network_internal_bytes"] = [0] * count
     if any(len(column) != count for column in (*columns.values(), tick.offset_us)):
         raise InvalidRequest("The tick's columns are of different length.")
     if tick.seq < 0 or tick.at_ns <= 0:
         raise InvalidRequest("The tick has no number or no time.")
     absent = np.zeros(count, np.uint32)
+    if internal_unknown:
+        absent |= _INTERNAL_UNKNOWN
     for absence in tick.absences:
         bit = int(absence.counter) - 1
         if absence.row >= count or not 0 <= bit < len(COLUMNS) or not 0 < absence.reason < 16:  # noqa: PLR2004

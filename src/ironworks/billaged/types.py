@@ -14,7 +14,7 @@ TICK_NS = 100_000_000
 WINDOW_NS = 60 * NS_PER_SECOND
 RING_SAMPLES = 1_200
 """Two windows: one that fills, one that closes."""
-COUNTERS = 6
+COUNTERS = 7
 """Readings of a sample, in the order of `ironworks.billaged.v1.Counter` from 1."""
 ABSENCE_BITS = 4
 """Bits of a reading's absence reason in a sample's `absent` word; 0 is present."""
@@ -26,6 +26,7 @@ ColumnName = Literal[
     "disk_write_bytes",
     "network_receive_bytes",
     "network_transmit_bytes",
+    "network_internal_bytes",
 ]
 COLUMNS: tuple[ColumnName, ...] = (
     "cpu_ns",
@@ -34,6 +35,7 @@ COLUMNS: tuple[ColumnName, ...] = (
     "disk_write_bytes",
     "network_receive_bytes",
     "network_transmit_bytes",
+    "network_internal_bytes",
 )
 
 

@@ -30,6 +30,7 @@ ALL_COUNTERS = (
     "disk_write_bytes",
     "network_receive_bytes",
     "network_transmit_bytes",
+    "network_internal_bytes",
 )
 
 
@@ -42,6 +43,7 @@ def reading(name: str, seq: int) -> int:
         "disk_write_bytes": seq * 8192,
         "network_receive_bytes": seq * 1500,
         "network_transmit_bytes": seq * 700,
+        "network_internal_bytes": seq * 300,
     }[name]
 
 
@@ -212,6 +214,7 @@ def window(  # noqa: PLR0913 - one argument a property that a test changes
         disk_write_bytes=_column(columns["disk_write_bytes"], "<u8"),
         network_receive_bytes=_column(columns["network_receive_bytes"], "<u8"),
         network_transmit_bytes=_column(columns["network_transmit_bytes"], "<u8"),
+        network_internal_bytes=_column(columns["network_internal_bytes"], "<u8"),
     )
 
 
@@ -227,7 +230,7 @@ def batch(
     return batch_pb.SubmitBatchRequest(
         batch_id=batch_id or "bat_" + hashlib.sha256(names.encode()).hexdigest()[:26],
         host_id=HOST,
-        schema_version=1,
+        schema_version=2,
         content_sha256=hashlib.sha256(content).digest(),
         encoding=batch_pb.PayloadEncoding.ZSTD,
         payload=zstandard.ZstdCompressor().compress(content),

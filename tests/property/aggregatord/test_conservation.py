@@ -94,10 +94,12 @@ def raw_usage(samples: list[Sample]) -> Quantities:
         Meter.DISK_WRITE,
         Meter.NETWORK_IN,
         Meter.NETWORK_OUT,
+        Meter.NETWORK_OUT_INTERNAL,
     )
     for name, meter in zip(CUMULATIVE, meters, strict=True):
         seen = [value for one in samples if (value := one.readings[name]) is not None]
         used[meter] = sum(later - earlier for earlier, later in itertools.pairwise(seen))
+    used[Meter.NETWORK_OUT_INTERNET] = used[Meter.NETWORK_OUT] - used[Meter.NETWORK_OUT_INTERNAL]
     remembered = [one for one in samples if one.readings["memory_bytes"] is not None]
     for earlier, later in itertools.pairwise(remembered):
         held_us = min(later.at_us - earlier.at_us, MEMORY_HOLD_US)

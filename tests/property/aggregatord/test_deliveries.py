@@ -35,6 +35,7 @@ METERS = {
     "disk_write_bytes": 6,
     "network_receive_bytes": 8,
     "network_transmit_bytes": 9,
+    "network_internal_bytes": 11,
 }
 
 
@@ -88,7 +89,9 @@ class Vm:
                 self._last[name] += chance.number(0, 1000)
                 values[name].append(self._last[name])
             values["memory_bytes"].append(chance.number(0, 200) * MIB)
-            masks.append(self.mask | (1 << chance.number(0, 5) if chance.happens(0.2) else 0))
+            masks.append(
+                self.mask | (1 << chance.number(0, len(READINGS) - 1) if chance.happens(0.2) else 0)
+            )
         gaps: list[tuple[int, int, GapReason]] = []
         expected = self._covered + 1
         for one in seq:
@@ -161,6 +164,9 @@ async def conserved(made: Aggregator) -> dict[tuple[str, int], int]:
         for key, quantity in raw.items():
             if table != "billing_records" or key in rows:
                 assert rows.get(key, 0) == quantity, (table, key)
+        if table.endswith("_usage"):
+            for vm_id in {vm_id for vm_id, _ in rows}:
+                assert rows[vm_id, 10] + rows[vm_id, 11] == rows[vm_id, 9]
     for vm_id, received, sent in await made.engine.rows(
         "SELECT vm_id, sum(receive_bytes), sum(transmit_bytes) FROM five_minute_rates FINAL"
         " GROUP BY vm_id"

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from ironworks.aggregatord import api
-from ironworks.aggregatord.types import DAY_NS
+from ironworks.aggregatord.types import DAY_NS, UNITS
 from ironworks.gen.ironworks.aggregatord.v1 import batch_pb, invoice_pb
 from ironworks.gen.ironworks.aggregatord.v1 import usage_pb as pb
 from ironworks.gen.ironworks.billaged.v1.samples_pb import GapReason
@@ -235,4 +235,4 @@ async def test_adjustments_come_in_pages(made: Aggregator) -> None:
         if not token:
             break
     assert seen == sorted(set(seen))
-    assert len(seen) == 9
+    assert len(seen) == len(UNITS)

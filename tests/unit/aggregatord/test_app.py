@@ -115,7 +115,7 @@ async def test_bad_questions_are_refused(made: Aggregator) -> None:
     with pytest.raises(InvalidRequest):
         await ask(MINE, RAGGED, step_ns=HOUR_NS)
     with pytest.raises(InvalidRequest):
-        await ask(MINE, RAGGED, meters=[Meter.NETWORK_OUT_INTERNET])
+        await ask(MINE, RAGGED, meters=[Meter.UNSPECIFIED])
     with pytest.raises(InvalidRequest):
         await ask(UsageFilter(tenant_id="tnt_a", vm_ids=("x",) * 1001), RAGGED)
     with pytest.raises(FailedPrecondition):

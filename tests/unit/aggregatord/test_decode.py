@@ -89,7 +89,7 @@ def test_a_sound_batch_is_opened() -> None:
     [
         {"batch_id": ""},
         {"host_id": ""},
-        {"schema_version": 2},
+        {"schema_version": 3},
         {"encoding": batch_pb.PayloadEncoding.UNSPECIFIED},
         {"payload": b"not zstandard"},
         {"payload": zstandard.ZstdCompressor(write_content_size=False).compress(b"x")},
@@ -126,3 +126,14 @@ def test_too_many_windows_are_refused() -> None:
     request = batch([window([seq]) for seq in range(decode.MAX_WINDOWS + 1)])
     with pytest.raises(InvalidRequest, match="at most"):
         decode.payload_of(request)
+
+
+def test_in_windows_of_the_first_schema_the_last_reading_is_absent() -> None:
+    old = window([1, 2], absent_mask=[0, 0b10])
+    old.network_internal_bytes = b""
+    request = batch([old])
+    request.schema_version = 1
+    made = decode.window_of(decode.payload_of(request).windows[0])
+    assert isinstance(made, Window)
+    assert made.absent_mask.tolist() == [0b1000000, 0b1000010]
+    assert not made.present("network_internal_bytes").any()

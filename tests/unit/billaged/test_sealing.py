@@ -33,7 +33,7 @@ def gaps(window: batch_pb.Window) -> list[tuple[int, int, GapReason]]:
 def unreadable() -> list[samples_pb.Absence]:
     return [
         samples_pb.Absence(row=0, counter=Counter(number), reason=AbsenceReason.GONE)
-        for number in range(1, 7)
+        for number in range(1, 8)
     ]
 
 

@@ -5,7 +5,11 @@ import pytest
 from ironworks.billaged.state import MeterState
 from ironworks.billaged.types import VmKey
 from ironworks.gen.ironworks.billaged.v1 import samples_pb
-from ironworks.gen.ironworks.billaged.v1.samples_pb import GapReason, LifecycleEventType
+from ironworks.gen.ironworks.billaged.v1.samples_pb import (
+    AbsenceReason,
+    GapReason,
+    LifecycleEventType,
+)
 from ironworks.model.errors import InvalidRequest
 from ironworks.model.units import MIB
 from ironworks.testkit.metering import attachment, hello, tick
@@ -153,3 +157,13 @@ def test_a_checkpoint_read_after_the_samples_keeps_them() -> None:
     state = running()
     state.restore(state.checkpoint())
     assert state.is_open(ONE, 0)
+
+
+def test_a_log_of_before_internal_bytes_were_read_lacks_that_reading() -> None:
+    state = running()
+    old = tick(1, [1])
+    old.network_internal_bytes = []
+    state.apply_tick(2, old, segment=1)
+    row = state.vms[ONE].row
+    assert state.rings.sample(row, 0).absent.tolist() == [0]
+    assert state.rings.sample(row, 1).absent.tolist() == [AbsenceReason.NO_SOURCE << 24]

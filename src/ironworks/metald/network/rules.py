@@ -30,6 +30,12 @@ DENIED_COUNTERS = (
 )
 """Counters in a VM's namespace of refused packets, each named as its rule."""
 
+GUARD = "iwguard"
+"""The table on a VM's tap."""
+
+TO_VMS = "to_vms"
+"""The counter in it of what the guest sends to other VMs, whether they take it or not."""
+
 PEER = "peer"
 """What the fabric refuses: the other end is no VM of the same tenant."""
 
@@ -44,7 +50,7 @@ def _of_family(texts: Iterable[str], version: int) -> str:
     return ", ".join(text for text in texts if (6 if ":" in text else 4) == version)
 
 
-SLOT_TABLES = ("netdev iwguard", "ip iwnat", "ip6 iwnat", "inet iw")
+SLOT_TABLES = (f"netdev {GUARD}", "ip iwnat", "ip6 iwnat", "inet iw")
 """All that a VM's namespace has."""
 
 
@@ -64,18 +70,26 @@ def _guard() -> str:
     guest, mac, guest_v6 = naming.GUEST_ADDRESS, naming.GUEST_MAC, naming.GUEST_ADDRESS_V6
     local = naming.GUEST_LINK_LOCAL
     own = f"{int(guest_v6):#x}, {int(local):#x}"
+    hosts = f"{{ {naming.HOST_ADDRESS}, {naming.ROUTER_ADDRESS} }}"
+    counted = f"counter name {TO_VMS}"
+    to_vms = f"ip daddr {naming.FABRIC} ip daddr != {hosts} {counted}"
+    to_vms_v6 = f"ip6 daddr {naming.FABRIC_V6} ip6 daddr != {naming.HOST_ADDRESS_V6} {counted}"
     return f"""
-table netdev iwguard {{
+table netdev {GUARD} {{
   counter spoofed_mac {{ }}
   counter spoofed_address {{ }}
+  counter {TO_VMS} {{ }}
   chain from_guest {{
     type filter hook ingress device "{naming.TAP}" priority -500; policy drop;
     ether saddr != {mac} counter name spoofed_mac drop
+    # What goes to other VMs is counted by itself, here, where the tap counts all.
+    ether type ip ip saddr {guest} {to_vms} accept
     ether type ip ip saddr {guest} accept
     ether type arp arp saddr ether {mac} arp saddr ip {guest} accept
     # Neighbour advertisements may speak of the guest's own addresses only.
     icmpv6 type nd-neighbor-advert @th,64,128 != {{ {own} }} counter name spoofed_address drop
     icmpv6 type {{ nd-router-advert, nd-redirect }} counter name spoofed_address drop
+    ether type ip6 ip6 saddr {guest_v6} {to_vms_v6} accept
     ether type ip6 ip6 saddr {guest_v6} accept
     ether type ip6 ip6 saddr {local} ip6 nexthdr {{ ipv6-icmp, hopopt }} accept
     # What a kernel sends to learn whether its address is free, before it has one.

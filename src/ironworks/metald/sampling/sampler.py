@@ -97,6 +97,7 @@ class _Columns:
     memory_bytes: list[int] = field(default_factory=list[int])
     receive_bytes: list[int] = field(default_factory=list[int])
     transmit_bytes: list[int] = field(default_factory=list[int])
+    internal_bytes: list[int] = field(default_factory=list[int])
 
     def without(self, gone: set[int]) -> _Columns:
         """The columns without these rows."""
@@ -111,6 +112,7 @@ class _Columns:
             left(self.memory_bytes),
             left(self.receive_bytes),
             left(self.transmit_bytes),
+            left(self.internal_bytes),
         )
 
 
@@ -252,7 +254,9 @@ class HostSampler:
             columns.cpu_ns.append(one.cpu.read())
             columns.memory_bytes.append(one.memory.read())
             columns.receive_bytes.append(one.tap.receive.read())
-            columns.transmit_bytes.append(one.tap.transmit.read())
+            transmit_bytes = one.tap.transmit.read()
+            columns.transmit_bytes.append(transmit_bytes)
+            columns.internal_bytes.append(one.tap.internal.at(transmit_bytes))
         return columns
 
     def _grid_at_ns(self, seq: int) -> int:
@@ -290,6 +294,9 @@ class HostSampler:
             ),
             network_transmit_bytes=_present(
                 columns.transmit_bytes, Counter.NETWORK_TRANSMIT, absences
+            ),
+            network_internal_bytes=_present(
+                columns.internal_bytes, Counter.NETWORK_INTERNAL, absences
             ),
         )
         tick.absences = absences

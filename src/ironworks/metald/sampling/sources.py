@@ -17,6 +17,7 @@ from pathlib import Path
 
 import structlog
 
+from ironworks.metald.sampling.classes import InternalBytes, NoCounter, open_counter
 from ironworks.metald.sampling.types import AbsenceReason
 
 _log = structlog.stdlib.get_logger()
@@ -111,16 +112,21 @@ def open_source(path: str, parse: Callable[[bytes], int] = int) -> Source:
 class TapSources:
     """A tap's counters from the guest's point of view."""
 
-    def __init__(self, receive: Source, transmit: Source) -> None:
+    def __init__(
+        self, receive: Source, transmit: Source, internal: InternalBytes | None = None
+    ) -> None:
         self.receive = receive
         """Bytes that the guest has received: what the host sent into the tap."""
         self.transmit = transmit
         """Bytes that the guest has sent: what the host read from the tap."""
+        self.internal = internal or InternalBytes(NoCounter(transmit.read()))
+        """Of these, bytes to VMs of the platform."""
 
     def close(self) -> None:
-        """Let go of both."""
+        """Let go of all."""
         self.receive.close()
         self.transmit.close()
+        self.internal.close()
 
 
 def _check(result: int) -> None:
@@ -148,6 +154,7 @@ def _open_in_namespace(netns_path: str, tap: str) -> TapSources:
         sources = TapSources(
             receive=open_source(str(statistics / "tx_bytes")),
             transmit=open_source(str(statistics / "rx_bytes")),
+            internal=InternalBytes(open_counter()),
         )
         libc.umount2(directory.encode(), 2)  # MNT_DETACH
     finally:

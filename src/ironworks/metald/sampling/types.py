@@ -19,6 +19,7 @@ class Counter(IntEnum):
     DISK_WRITE = 4
     NETWORK_RECEIVE = 5
     NETWORK_TRANSMIT = 6
+    NETWORK_INTERNAL = 7
 
 
 class AbsenceReason(IntEnum):

@@ -1081,13 +1081,16 @@ class Meter(Enum):
             METER_NETWORK_OUT = 9
             ```
         NETWORK_OUT_INTERNET:
-            Bytes sent by the guest to the internet.
+            Of NETWORK_OUT, what did not go to VMs of the platform: to the internet and, as answers of an
+            endpoint, to the platform's gateway, which passes them on. NETWORK_OUT less NETWORK_OUT_INTERNAL,
+            so both add up to NETWORK_OUT exactly. Bytes whose class could not be
+            read are in here until it is, which then takes them off again.
 
             ```proto
             METER_NETWORK_OUT_INTERNET = 10
             ```
         NETWORK_OUT_INTERNAL:
-            Bytes sent by the guest to VMs of the same platform.
+            Of NETWORK_OUT, bytes sent to VMs of the platform.
 
             ```proto
             METER_NETWORK_OUT_INTERNAL = 11
