@@ -34,6 +34,7 @@ class DeploySpec:
         replicas: VMs wanted.
         vcpus: Of each VM.
         memory_bytes: Of each VM.
+        disk_bytes: Of each VM, for what it writes; 0: it writes to its memory.
         port: On which the application listens.
         env: Environment above the image's.
         args: Replace the image's command.
@@ -47,6 +48,7 @@ class DeploySpec:
     replicas: int = 1
     vcpus: int = 0
     memory_bytes: int = 0
+    disk_bytes: int = 0
     port: int = 0
     env: Mapping[str, str] = field(default_factory=dict[str, str])
     args: Sequence[str] = ()
@@ -65,6 +67,7 @@ async def submit(
         replicas=spec.replicas,
         vcpus=spec.vcpus,
         memory_bytes=spec.memory_bytes,
+        disk_bytes=spec.disk_bytes,
         port=spec.port,
         env=spec.env,
         args=spec.args,
@@ -208,6 +211,7 @@ async def command(  # noqa: PLR0913 - the options of the command
     replicas: int = 1,
     vcpus: int = 1,
     memory: str = "256MiB",
+    disk: str = "0",
     port: int = 0,
     env: tuple[str, ...] = (),
     restart: str = "never",
@@ -225,6 +229,8 @@ async def command(  # noqa: PLR0913 - the options of the command
         replicas: VMs behind the endpoint; default: 1.
         vcpus: Virtual CPUs of each VM; default: 1.
         memory: Memory of each VM, for example 2GiB; default: 256MiB.
+        disk: Disk of each VM for what it writes, for example 10GiB; it outlives reboots and goes
+            with the VM. Default: 0, what is written goes to the VM's memory.
         port: TCP port of the application; default: the first that the image exposes, else 8080.
         env: NAME=value; may be given more than once.
         restart: When a VM whose application has ended is booted again: never, on-failure, always.
@@ -241,6 +247,7 @@ async def command(  # noqa: PLR0913 - the options of the command
         replicas=replicas,
         vcpus=vcpus,
         memory_bytes=parse_bytes(memory),
+        disk_bytes=parse_bytes(disk),
         port=port,
         env=parse_env(env),
         restart=restart,

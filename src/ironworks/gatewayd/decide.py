@@ -153,7 +153,8 @@ def check_spec(spec: DeploymentSpec) -> DeploymentSpec:
     _in_bounds("spec.shape.memory_bytes", spec.memory_bytes, 64 * MIB, 64 * GIB)
     if spec.memory_bytes % MIB:
         raise InvalidRequest("spec.shape.memory_bytes must be a multiple of 1 MiB.")
-    _in_bounds("spec.shape.disk_bytes", spec.disk_bytes, 0, 1024 * GIB)
+    if spec.disk_bytes:
+        _in_bounds("spec.shape.disk_bytes", spec.disk_bytes, 16 * MIB, 1024 * GIB)
     _in_bounds("spec.port", spec.port, 0, 65_535)
     _in_bounds("spec.boot_timeout_ms", spec.boot_timeout_ms, 1_000, 600_000)
     _in_bounds("spec.readiness.period_ms", spec.readiness.period_ms, 100, 60_000)

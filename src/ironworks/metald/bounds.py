@@ -15,6 +15,8 @@ _SIGNAL = re.compile(r"(SIG)?[A-Z][A-Z0-9+-]{1,15}|[0-9]{1,2}")
 _HTTP_PATH = re.compile(r"/[!-~]*")
 _LABEL_VALUE_CHARS = 255
 _HTTP_STATUSES = (100, 599)
+MIN_DISK_BYTES = 16 * MIB
+"""Below it there is no room for a file system worth having."""
 MAX_DISK_BYTES = 1024 * 1024 * MIB
 
 
@@ -48,7 +50,11 @@ def check_spec(spec: VmSpec) -> VmSpec:
             check_id(asset_id, "ast", field)
     if spec.deployment_id:
         check_id(spec.deployment_id, "dep", "spec.deployment_id")
-    _bounded(spec.disk_bytes, 0, MAX_DISK_BYTES, "spec.disk_bytes")
+    if spec.disk_bytes and not MIN_DISK_BYTES <= spec.disk_bytes <= MAX_DISK_BYTES:
+        raise InvalidRequest(
+            f"spec.disk_bytes must be 0, or {format_bytes(MIN_DISK_BYTES)} to "
+            f"{format_bytes(MAX_DISK_BYTES)}."
+        )
     _check_workload(spec.workload)
     if spec.readiness is not None:
         _check_readiness(spec.readiness)

@@ -81,6 +81,7 @@ class Deployments(Resource):
         replicas: int = 1,
         vcpus: int = 0,
         memory_bytes: int = 0,
+        disk_bytes: int = 0,
         port: int = 0,
         env: Mapping[str, str] | None = None,
         args: Sequence[str] = (),
@@ -98,6 +99,7 @@ class Deployments(Resource):
             replicas: VMs wanted.
             vcpus: Of each VM; 0: the platform's default, 1.
             memory_bytes: Of each VM; 0: the platform's default, 256 MiB.
+            disk_bytes: Of each VM, for what it writes; 0: it writes to its memory.
             port: On which the application listens; 0: the first that the image exposes.
             env: Environment above the image's.
             args: Replace the image's command, if any.
@@ -111,7 +113,9 @@ class Deployments(Resource):
         spec = deployments_pb.DeploymentSpec(
             image=image,
             replicas=replicas,
-            shape=deployments_pb.VmShape(vcpus=vcpus, memory_bytes=memory_bytes),
+            shape=deployments_pb.VmShape(
+                vcpus=vcpus, memory_bytes=memory_bytes, disk_bytes=disk_bytes
+            ),
             port=port,
             env=dict(env or {}),
             args=[*args],

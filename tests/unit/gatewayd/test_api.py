@@ -41,7 +41,7 @@ from ironworks.gatewayd.types import (
 )
 from ironworks.gen.ironworks.common.v1.common_pb import PageRequest
 from ironworks.gen.ironworks.gatewayd.v1 import deployments_pb, hosts_pb, jobs_pb, roles_pb
-from ironworks.model.errors import InvalidRequest, Unimplemented
+from ironworks.model.errors import InvalidRequest
 from ironworks.model.ids import derived_id
 from ironworks.model.units import MIB
 from ironworks.runtime.clock import SystemClock, SystemEntropy
@@ -102,6 +102,7 @@ def test_a_specification_survives_the_wire() -> None:
         replicas=0,
         vcpus=2,
         memory_bytes=512 * MIB,
+        disk_bytes=3 * MIB,
         port=80,
         env={"A": "1"},
         entrypoint=("/app",),
@@ -115,13 +116,6 @@ def test_a_specification_survives_the_wire() -> None:
     )
     wire = deployments_pb.DeploymentSpec.from_binary(spec_to_wire(spec).to_binary())
     assert spec_from_wire(wire) == spec
-
-
-def test_what_no_metald_does_yet_is_refused_before_anything_is_built() -> None:
-    spec = DeploymentSpec(image="web")
-    for later in (replace(spec, disk_bytes=MIB),):
-        with pytest.raises(Unimplemented):
-            spec_from_wire(spec_to_wire(later))
 
 
 def test_what_is_left_out_gets_its_default() -> None:

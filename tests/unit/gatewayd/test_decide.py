@@ -186,6 +186,7 @@ def test_a_tenant_is_visible_to_itself_and_to_operators() -> None:
         ({"memory_bytes": 64 * GIB + MIB}, "memory_bytes"),
         ({"memory_bytes": 64 * MIB + 1}, "1 MiB"),
         ({"disk_bytes": -1}, "disk_bytes"),
+        ({"disk_bytes": 1}, "disk_bytes"),
         ({"port": 65_536}, "port"),
         ({"boot_timeout_ms": 999}, "boot_timeout_ms"),
         ({"readiness": Readiness(http_path="x")}, "path"),

@@ -1,6 +1,7 @@
 import pytest
 
 from ironworks.metald import bounds
+from ironworks.metald.drivers.scratch import MIN_SCRATCH_BYTES
 from ironworks.metald.types import Readiness, RestartPolicy, Workload
 from ironworks.model.errors import InvalidRequest
 from ironworks.model.units import GIB, MIB
@@ -44,6 +45,7 @@ from ironworks.testkit.metald import vm_spec
         ),
         ({"restart": RestartPolicy(max_restarts=0)}, "max_restarts"),
         ({"disk_bytes": -1}, "disk_bytes"),
+        ({"disk_bytes": MIN_SCRATCH_BYTES - 1}, "disk_bytes"),
         ({"workload": Workload(argv=("",))}, "argv"),
         ({"workload": Workload(argv=("a\0b",))}, "NUL"),
         ({"workload": Workload(argv=("a",) * 1025)}, "arguments"),

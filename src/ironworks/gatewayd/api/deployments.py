@@ -23,7 +23,7 @@ from ironworks.gatewayd.types import (
 from ironworks.gen.ironworks.gatewayd.v1 import deployments_pb, policies_pb
 from ironworks.gen.ironworks.gatewayd.v1.deployments_connect import DeploymentService
 from ironworks.gen.ironworks.gatewayd.v1.policies_connect import GatewayService
-from ironworks.model.errors import InvalidRequest, Unimplemented
+from ironworks.model.errors import InvalidRequest
 from ironworks.model.units import MIB
 from ironworks.runtime.identity import current_caller
 
@@ -39,6 +39,7 @@ _RESTARTS = {
     deployments_pb.RestartPolicy.ALWAYS: RestartMode.ALWAYS,
 }
 _RESTARTS_BACK = {mode: wire for wire, mode in _RESTARTS.items()}
+_MAX_PORT = 65_535
 
 
 def _readiness_from_wire(wire: deployments_pb.ReadinessCheck | None) -> Readiness:
@@ -52,22 +53,6 @@ def _readiness_from_wire(wire: deployments_pb.ReadinessCheck | None) -> Readines
         timeout_ms=wire.timeout_ms or default.timeout_ms,
         failure_threshold=wire.failure_threshold or default.failure_threshold,
     )
-
-
-def _refuse_later(wire: deployments_pb.DeploymentSpec) -> None:
-    """Refuse what no metald does yet before anything is built, rather than after."""
-    shape = wire.shape or deployments_pb.VmShape()
-    asked = {
-        "shape.disk_bytes": shape.disk_bytes != 0,
-    }
-    for field, is_asked in asked.items():
-        if is_asked:
-            raise Unimplemented(
-                f"spec.{field} is not built yet.", hint="Leave it empty for the time being."
-            )
-
-
-_MAX_PORT = 65_535
 
 
 def _egress_from_wire(index: int, rule: deployments_pb.EgressRule) -> EgressRule:
@@ -90,7 +75,6 @@ def spec_from_wire(wire: deployments_pb.DeploymentSpec | None) -> DeploymentSpec
         raise InvalidRequest("spec is missing.", hint="Name at least spec.image.")
     if wire.restart_policy not in _RESTARTS:
         raise InvalidRequest("spec.restart_policy is none that exists.")
-    _refuse_later(wire)
     shape = wire.shape or deployments_pb.VmShape()
     placement = wire.placement or deployments_pb.Placement()
     return DeploymentSpec(

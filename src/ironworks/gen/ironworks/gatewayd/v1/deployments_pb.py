@@ -46,8 +46,8 @@ class VmShape(Message[_VmShapeFields]):
             int64 memory_bytes = 2;
             ```
         disk_bytes:
-            Room for what the VM writes, above its read-only root, 0 to 1 TiB. 0 means that it writes to
-            memory, and loses it when it stops.
+            A disk for what the VM writes, above its read-only root, 16 MiB to 1 TiB; it outlives reboots and
+            goes with the VM. 0 means that it writes to memory, and loses it when it stops.
 
             ```proto
             int64 disk_bytes = 3;

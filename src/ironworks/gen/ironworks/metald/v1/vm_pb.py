@@ -568,8 +568,8 @@ class VmSpec(Message[_VmSpecFields]):
             int64 memory_bytes = 3;
             ```
         disk_bytes:
-            Size of a disk that takes what the guest writes over its root, kept over reboots; 0: what it writes
-            stays in guest memory and is gone when it stops.
+            Size of a disk that takes what the guest writes over its root, kept over reboots, 16 MiB to 1 TiB;
+            0: what it writes stays in guest memory and is gone when it stops.
 
             ```proto
             int64 disk_bytes = 4;
