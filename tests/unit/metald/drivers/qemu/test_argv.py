@@ -80,8 +80,13 @@ def test_the_cache_of_translated_code_is_bounded() -> None:
 def test_the_kernel_gets_further_words_last() -> None:
     line = kernel_command_line(Accel.TCG, ["debug", "x=1"])
     assert line.startswith("console=ttyS0 quiet panic=-1 ")
-    assert line.endswith(" noreplace-smp debug x=1")
+    assert line.endswith(" noreplace-smp no_timer_check debug x=1")
     assert "noreplace-smp" not in kernel_command_line(Accel.KVM)
+
+
+@pytest.mark.parametrize(("accel", "unchecked"), [(Accel.TCG, True), (Accel.KVM, False)])
+def test_only_an_emulated_timer_goes_unchecked(accel: Accel, unchecked: bool) -> None:
+    assert ("no_timer_check" in kernel_command_line(accel).split()) is unchecked
 
 
 def test_the_probe_is_a_machine_with_kvm_and_a_console() -> None:
