@@ -27,7 +27,6 @@ from ironworks.builderd.decide import seconds_left
 from ironworks.builderd.journal import Journal
 from ironworks.builderd.making import LOCK_SECONDS, Maker, Refused
 from ironworks.builderd.policy import Policy
-from ironworks.builderd.sources.skopeo import PULLS
 from ironworks.builderd.types import Build, BuilderSettings, PolicyReport
 from ironworks.model.errors import (
     Aborted,
@@ -85,25 +84,30 @@ class Worker:
             FailedPrecondition: another one lives.
         """
         self.scratch_dir.mkdir(parents=True, exist_ok=True)
-        fd = os.open(_lock_path(self.scratch_dir), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            raise FailedPrecondition(
-                f"Another builderd here is called {self.name} too.",
-                hint="Give each its own setting builderd_worker.",
-            ) from None
-        self._lock_fd = fd
+        # Whoever cleans up after a worker holds its name for that time: it is not another of it.
+        with _locked(self.scratch_dir.parent):
+            fd = os.open(_lock_path(self.scratch_dir), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(fd)
+                raise FailedPrecondition(
+                    f"Another builderd here is called {self.name} too.",
+                    hint="Give each its own setting builderd_worker.",
+                ) from None
+            self._lock_fd = fd
         sweep_groups(self._settings, self._clock, self.name)
         left = list(self.scratch_dir.iterdir())
-        left += self._settings.builder_dir.glob(f"blobs/*/{PULLS}/{self.name}/*")
         for path in left:
             shutil.rmtree(path, ignore_errors=True)
         return len(left) + self.clean()
 
     def clean(self) -> int:
         """Remove what workers left that live no more; answers how many builds. Blocks."""
+        with _locked(self.scratch_dir.parent):
+            return self._clean()
+
+    def _clean(self) -> int:
         count = 0
         for scratch in self.scratch_dir.parent.iterdir():
             if not scratch.is_dir() or scratch == self.scratch_dir:
@@ -113,7 +117,6 @@ class Worker:
                     continue
                 sweep_groups(self._settings, self._clock, scratch.name)
                 left = list(scratch.iterdir())
-                left += self._settings.builder_dir.glob(f"blobs/*/{PULLS}/{scratch.name}/*")
                 for path in left:
                     shutil.rmtree(path, ignore_errors=True)
                 count += len(left)
@@ -294,6 +297,17 @@ async def _within(seconds: float, work: Callable[[], Awaitable[_T]]) -> _T:
 
 def _lock_path(scratch: Path) -> Path:
     return scratch.with_name(f"{scratch.name}.lock")
+
+
+@contextmanager
+def _locked(directory: Path) -> Generator[None]:
+    """Nobody else in this block, in any process; waits for its turn."""
+    fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 @contextmanager

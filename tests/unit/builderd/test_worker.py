@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from ironworks.builderd import worker
 from ironworks.builderd.types import BuildState
 from ironworks.model.errors import FailedPrecondition, Unavailable
 from ironworks.testkit.builds import TENANT, BuildWorld, build_world
@@ -98,12 +100,9 @@ async def test_a_stopped_worker_leaves_the_build_for_the_next(world: BuildWorld)
 
 async def test_scratch_of_an_earlier_life_is_removed(world: BuildWorld) -> None:
     (world.worker.scratch_dir / "bld_dead" / "pulled").mkdir(parents=True)
-    partly = world.reach.blobs_dir / TENANT / "pulls" / world.worker.name / "bld_dead"
-    partly.mkdir(parents=True)
     world.worker.close()
-    assert world.worker.open() == 2
+    assert world.worker.open() == 1
     assert list(world.worker.scratch_dir.iterdir()) == []
-    assert not partly.exists()
 
 
 async def test_scratch_of_a_dead_neighbour_is_removed_and_a_living_ones_stays(
@@ -116,6 +115,30 @@ async def test_scratch_of_a_dead_neighbour_is_removed_and_a_living_ones_stays(
         assert living.exists()
     assert world.worker.clean() == 1
     assert not living.exists()
+
+
+async def test_a_worker_that_is_cleaned_up_after_may_come_back_meanwhile(
+    world: BuildWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with build_world(tmp_path, builderd_worker="other") as other:
+        cleaning, let_go = threading.Event(), threading.Event()
+
+        def slowly(*of: object) -> None:
+            if of[-1] == other.worker.name:
+                cleaning.set()
+                let_go.wait(30)
+
+        other.worker.close()
+        with monkeypatch.context() as patched:
+            patched.setattr(worker, "sweep_groups", slowly)
+            cleaner = asyncio.create_task(asyncio.to_thread(world.worker.clean))
+            await asyncio.to_thread(cleaning.wait, 30)
+            opening = asyncio.create_task(asyncio.to_thread(other.worker.open))
+            await asyncio.sleep(0.1)
+            assert not opening.done()
+            let_go.set()
+            assert await cleaner == 0
+            assert await opening == 0
 
 
 async def test_two_workers_here_have_two_names(world: BuildWorld, tmp_path: Path) -> None:
