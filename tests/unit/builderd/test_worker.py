@@ -131,14 +131,14 @@ async def test_a_worker_that_is_cleaned_up_after_may_come_back_meanwhile(
         other.worker.close()
         with monkeypatch.context() as patched:
             patched.setattr(worker, "sweep_groups", slowly)
-            cleaner = asyncio.create_task(asyncio.to_thread(world.worker.clean))
-            await asyncio.to_thread(cleaning.wait, 30)
-            opening = asyncio.create_task(asyncio.to_thread(other.worker.open))
-            await asyncio.sleep(0.1)
-            assert not opening.done()
-            let_go.set()
-            assert await cleaner == 0
-            assert await opening == 0
+            async with asyncio.TaskGroup() as both:
+                cleaned = both.create_task(asyncio.to_thread(world.worker.clean))
+                await asyncio.to_thread(cleaning.wait, 30)
+                opened = both.create_task(asyncio.to_thread(other.worker.open))
+                await asyncio.sleep(0.1)
+                assert not opened.done()
+                let_go.set()
+            assert (cleaned.result(), opened.result()) == (0, 0)
 
 
 async def test_two_workers_here_have_two_names(world: BuildWorld, tmp_path: Path) -> None:
