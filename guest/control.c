@@ -89,11 +89,12 @@ int control_open(struct control *control)
 	return control->fd >= 0;
 }
 
-/* A stream that broke is opened anew; a line that was half sent starts again. */
+/*
+ * A stream that broke is opened anew; a line that was half sent starts again. A
+ * port of virtio-serial breaks only if somebody in the guest takes it away.
+ */
 static void control_broken(struct control *control)
 {
-	if (control->kind != CONTROL_VSOCK)
-		return;
 	close(control->fd);
 	control->fd = -1;
 	control->in_bytes = 0;
@@ -167,7 +168,9 @@ int control_receive(struct control *control, char line[CONTROL_LINE_BYTES])
 			return 1;
 		got = read(control->fd, control->in + control->in_bytes,
 			   sizeof(control->in) - control->in_bytes);
-		if (got == 0 || (got < 0 && errno != EAGAIN && errno != EINTR))
+		/* A port without a host at its other end reads as ended, and is not. */
+		if ((got == 0 && control->kind == CONTROL_VSOCK) ||
+		    (got < 0 && errno != EAGAIN && errno != EINTR))
 			control_broken(control);
 		if (got <= 0)
 			return 0;

@@ -323,6 +323,9 @@ int main(int count, char **words)
 		boot_try_modules("entropy");
 	if (config.has_address)
 		boot_load_modules("net");
+	/* How the host asks an image's own init to stop. */
+	if (config.image_init)
+		boot_try_modules("power-button");
 	set_clock_at_boot();
 	boot_switch_root(&config);
 	switched = 1;

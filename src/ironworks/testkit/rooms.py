@@ -15,7 +15,22 @@ from ironworks.metald.guest.build import Guest
 from ironworks.model.units import MIB
 
 UID = 1_900_001
-APPLETS = ("sh", "httpd", "cat", "id", "env", "sleep", "mount", "grep", "head", "hostname", "kill")
+APPLETS = (
+    "sh",
+    "httpd",
+    "cat",
+    "id",
+    "env",
+    "sleep",
+    "mount",
+    "grep",
+    "head",
+    "hostname",
+    "kill",
+    "ip",
+    "rm",
+    "touch",
+)
 NETNS = "iwtest-qemu"
 TAP = "iwtap0"
 GATEWAY = "172.16.0.1"
@@ -26,14 +41,18 @@ def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True)
 
 
-def make_rootfs(directory: Path, file_system: str = "squashfs") -> Path:
-    """A file system around busybox, with two users and a page."""
+def make_rootfs(
+    directory: Path, file_system: str = "squashfs", *, programs: tuple[Path, ...] = ()
+) -> Path:
+    """A file system around busybox, with two users, a page, and `programs` in its /bin."""
     tree = directory / "tree"
     for name in ("bin", "etc", "www", "app"):
         (tree / name).mkdir(parents=True)
     shutil.copy("/usr/bin/busybox", tree / "bin/busybox")
     for applet in APPLETS:
         (tree / "bin" / applet).symlink_to("busybox")
+    for program in programs:
+        shutil.copy(program, tree / "bin")
     (tree / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\napp:x:1000:1001::/srv/app:\n")
     (tree / "etc/group").write_text("root:x:0:\napp:x:1001:\nextra:x:2000:other,app\n")
     (tree / "etc/resolv.conf").symlink_to("../run/nowhere/resolv.conf")

@@ -17,8 +17,8 @@ from ironworks.metald.guest.build import Guest
 
 PROGRAMS = (
     *("bash", "busybox", "bwrap", "cat", "chmod", "cp", "id", "ip", "kmod", "ls", "mke2fs"),
-    *("mkfs.ext4", "mknod", "mksquashfs", "modprobe", "mount", "nft", "nsenter", "ps"),
-    *("qemu-system-x86_64", "setpriv", "sh", "sleep", "unshare"),
+    *("mkdir", "mkfs.ext4", "mknod", "mksquashfs", "modprobe", "mount", "nft", "nsenter", "ps"),
+    *("python3", "qemu-system-x86_64", "setpriv", "sh", "sleep", "taskset", "unshare"),
 )
 DIRECTORIES = (
     "/usr/lib/python3.11",
@@ -116,6 +116,7 @@ def _members(contents: Contents) -> list[Path]:
         *(contents.repository / name for name in _KEPT_OF_TREE),
         contents.guest.directory,
         *contents.guest.directory.parent.glob("keeper-*"),
+        *contents.guest.directory.parent.glob("firecracker-sealed-*"),
         *(Path(name) for name in ("/bin", "/sbin", "/lib", "/lib64", "/etc/passwd", "/etc/group")),
     ]
     # /bin and its like lead into /usr: what is named by both stands there once.

@@ -14,6 +14,7 @@ STAGES: Mapping[str, tuple[str, ...]] = {
     "erofs": ("erofs",),
     "ext4": ("ext4",),
     "overlay": ("overlay",),
+    "power-button": ("button", "evdev"),
 }
 """What init loads when it comes to a stage, without the dependencies; `guest/boot.h` names them."""
 

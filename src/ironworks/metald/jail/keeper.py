@@ -3,25 +3,20 @@
 import asyncio
 import contextlib
 import fcntl
-import hashlib
 import os
 import signal
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ironworks.model.errors import FailedPrecondition
-from ironworks.runtime.process import run
+from ironworks.metald.jail.programs import build
 
 SOURCE = Path(__file__).parent / "keeper.c"
 TAP_DESCRIPTOR = 10
 """Where the kept program finds its tap; `TAP_FD` in keeper.c."""
-COMPILE_TIMEOUT_SECONDS = 60.0
 ERRORS_MAX_BYTES = 64 * 1024
 _ABOVE_TARGETS = 64
 _STDERR = 2
-_FLAGS = ("-static", "-s", "-Os", "-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,35 +47,12 @@ class Kept:
 
 
 async def build_keeper(directory: Path) -> Path:
-    """Return the keeper's path below `directory`, compiling it first if its source changed.
+    """Return the keeper's path below `directory`; see `programs.build`.
 
     Raises:
-        FailedPrecondition: there is no compiler, or no place to write to.
+        FailedPrecondition: as `build`.
     """
-    source = SOURCE.read_bytes()
-    digest = hashlib.sha256(source + " ".join(_FLAGS).encode()).hexdigest()[:16]
-    target = directory / f"keeper-{digest}"
-    if target.exists():
-        return target
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory, prefix=".build-") as scratch:
-            built = Path(scratch) / "keeper"
-            done = await run(
-                ["musl-gcc", *_FLAGS, "-o", str(built), str(SOURCE)],
-                timeout_seconds=COMPILE_TIMEOUT_SECONDS,
-                check=False,
-            )
-            if done.status:
-                raise FailedPrecondition(
-                    "The keeper of VMMs does not compile.", hint=done.stderr_tail
-                )
-            built.replace(target)
-    except OSError as error:
-        raise FailedPrecondition(
-            f"The directory {directory} cannot be written: {error.strerror}.", hint="Run as root."
-        ) from error
-    return target
+    return await build(directory, SOURCE, name="keeper")
 
 
 def keeper_argv(keeper: Path, kept: Kept, program: Sequence[str]) -> list[str]:

@@ -10,13 +10,18 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ironworks.metald.drivers.driver import (
+    Accel,
     DriverError,
+    DriverKind,
     ExitKind,
     ExitReport,
     GuestEndedError,
     Handle,
+    VmmSpec,
 )
 from ironworks.metald.steps import Step
+
+from .conftest import NESTED
 
 if TYPE_CHECKING:
     from .conftest import Place
@@ -53,12 +58,41 @@ async def ended(handle: Handle) -> ExitReport:
         return await handle.wait()
 
 
+def assert_confined(spec: VmmSpec, pid: int, kind: DriverKind) -> None:
+    """What the kernel says of a VMM: whose it is, what it may, where it is."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    assert f"Uid:\t{spec.uid}\t{spec.uid}\t{spec.uid}" in status
+    assert f"Gid:\t{spec.gid}\t{spec.gid}\t{spec.gid}" in status
+    netns = Path("/run/netns") / spec.netns
+    assert Path(f"/proc/{pid}/ns/net").stat().st_ino == netns.stat().st_ino
+    if kind is DriverKind.FAKE:
+        return
+    for line in (
+        "Groups:\t \n",
+        "CapEff:\t0000000000000000\n",
+        "NoNewPrivs:\t1\n",
+        "Seccomp:\t2\n",
+    ):
+        assert line in status
+    for space in ("mnt", "pid", "ipc", "uts"):
+        assert (
+            Path(f"/proc/{pid}/ns/{space}").readlink() != Path(f"/proc/self/ns/{space}").readlink()
+        )
+    limits = Path(f"/proc/{pid}/limits").read_text()
+    files = next(line for line in limits.splitlines() if line.startswith("Max open files"))
+    assert files.split()[3:5] == ["1024", "1024"]
+
+
 async def test_the_probe_says_what_and_why(place: "Place") -> None:
     probe = await place.driver().probe()
     assert probe.kind is place.kind.kind
     assert probe.available
     assert probe.sentence.endswith(".")
     assert probe.capabilities.max_vcpus >= 1
+    if NESTED and probe.kind is not DriverKind.FAKE:
+        assert probe.accel is Accel.KVM
+    if NESTED and probe.kind is DriverKind.QEMU:
+        assert "microvm" in probe.sentence
 
 
 async def test_a_whole_life(place: "Place") -> None:
@@ -69,11 +103,7 @@ async def test_a_whole_life(place: "Place") -> None:
     assert (evidence.vm_id, evidence.kind) == (place.spec.vm_id, place.kind.kind)
     assert evidence.pid in place.pids()
     assert evidence.pid not in {os.getpid(), os.getpgid(0)}
-    status = Path(f"/proc/{evidence.pid}/status").read_text()
-    assert f"Uid:\t{place.spec.uid}\t{place.spec.uid}\t{place.spec.uid}" in status
-    assert f"Gid:\t{place.spec.gid}\t{place.spec.gid}\t{place.spec.gid}" in status
-    netns = Path("/run/netns") / place.spec.netns
-    assert Path(f"/proc/{evidence.pid}/ns/net").stat().st_ino == netns.stat().st_ino
+    assert_confined(place.spec, evidence.pid, place.kind.kind)
     assert os.getsid(evidence.pid) != os.getsid(0)
     assert first.console_path.is_file()
 

@@ -9,6 +9,8 @@ from time import perf_counter_ns
 import pytest
 
 from ironworks.metald.cgroup.groups import Group, GroupLimits, HostGroups, disk_of
+from ironworks.metald.sampling.sources import cpu_nanoseconds, open_source
+from ironworks.metald.sampling.types import AbsenceReason
 from ironworks.model.units import MIB
 from ironworks.runtime.cgroup_layout import read_layout
 from ironworks.runtime.clock import SystemClock
@@ -83,6 +85,7 @@ async def test_a_killed_process_is_counted(groups: HostGroups) -> None:
 
 
 BUSY = ("/usr/bin/python3", "-I", "-S", "-c", "while True: pass")
+HOLD = "held = bytearray(b'x' * (16 << 20)); print('held', flush=True); input()"
 READ = """
 import mmap, os, sys, time
 fd = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT)
@@ -98,7 +101,9 @@ def joined(group: Group, *argv: str) -> subprocess.Popen[bytes]:
     """A program that is in a group from its first instruction."""
     paths = " ".join(str(path) for path in group.join_paths)
     script = f'for one in {paths}; do echo $$ > $one; done; exec "$@"'
-    return subprocess.Popen(["/bin/sh", "-c", script, "sh", *argv], stdout=subprocess.PIPE)
+    return subprocess.Popen(
+        ["/bin/sh", "-c", script, "sh", *argv], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
 
 
 def cpu_ns(group: Group) -> int:
@@ -126,6 +131,22 @@ async def test_a_quota_holds_whatever_the_program_does(groups: HostGroups) -> No
         await asyncio.sleep(0.3)
         assert await used_in(group, 1.0) < 0.2
         await groups.remove("vm_q")
+
+
+async def test_memory_and_cpu_time_are_read_from_a_real_group(groups: HostGroups) -> None:
+    group = await groups.create("vm_s", LIMITS)
+    memory = open_source(str(group.memory_file))
+    cpu = open_source(str(group.cpu_file), cpu_nanoseconds)
+    before_ns, before = cpu.read(), memory.read()
+    with joined(group, "/usr/bin/python3", "-I", "-S", "-c", HOLD) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        assert memory.read() > before + 16 * MIB
+        assert cpu.read() - before_ns > 10_000_000
+        await groups.remove("vm_s")
+    assert (memory.read(), cpu.read()) == (-AbsenceReason.GONE, -AbsenceReason.GONE)
+    memory.close()
+    cpu.close()
 
 
 async def test_weights_divide_a_cpu_that_both_want(groups: HostGroups) -> None:

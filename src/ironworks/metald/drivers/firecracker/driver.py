@@ -5,7 +5,7 @@ import contextlib
 import os
 import shutil
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ironworks.metald.drivers.driver import (
@@ -28,7 +28,12 @@ from ironworks.metald.drivers.firecracker.handle import (
     FirecrackerHandle,
     Links,
 )
-from ironworks.metald.drivers.firecracker.jailer import UNSHARE, cgroup_arguments, jailer_argv
+from ironworks.metald.drivers.firecracker.jailer import (
+    UNSHARE,
+    cgroup_arguments,
+    jailer_argv,
+    sealed_firecracker,
+)
 from ironworks.metald.drivers.firecracker.machine import configuration
 from ironworks.metald.drivers.firecracker.probe import (
     PROBE_SECONDS,
@@ -133,6 +138,7 @@ class FirecrackerDriver:
         try:
             finding = await self._find_out()
             await build_keeper(self._guest_dir)
+            await sealed_firecracker(self._guest_dir)
         except IronError as error:
             finding = Finding(works=False, sentence=f"{error.message} {error.hint}", version="")
         return Probe(
@@ -191,9 +197,10 @@ class FirecrackerDriver:
         try:
             await self._steps.reach(step, spec.vm_id)
             binaries = find_binaries()
-            files = VmFiles(spec.jail_dir, spec.vm_id, binaries.firecracker.name)
             keeper = await build_keeper(self._guest_dir)
-            await self._lay_out(spec, files)
+            seal = await sealed_firecracker(self._guest_dir)
+            files = VmFiles(spec.jail_dir, spec.vm_id, seal.name)
+            await self._lay_out(spec, files, binaries.firecracker)
             step = Step.VMM_CONFIGURE
             await self._steps.reach(step, spec.vm_id)
             files.write_config(spec)
@@ -202,7 +209,7 @@ class FirecrackerDriver:
             made.drains = Drains(files)
             made.control = ControlListener()
             await made.control.open(files.control, spec.uid, spec.gid)
-            made.keeper = _spawn(spec, files, keeper, binaries)
+            made.keeper = _spawn(spec, files, keeper, replace(binaries, firecracker=seal))
             step = Step.VMM_CONNECT
             await self._steps.reach(step, spec.vm_id)
             made.api = await self._connect(files, made.keeper)
@@ -219,11 +226,11 @@ class FirecrackerDriver:
                 raise
             raise raised from error
 
-    async def _lay_out(self, spec: VmmSpec, files: VmFiles) -> None:
+    async def _lay_out(self, spec: VmmSpec, files: VmFiles, firecracker: Path) -> None:
         kernel = await asyncio.to_thread(unpacked, spec.kernel_path, self._elf_dir)
         if spec.scratch_bytes:
             await make_scratch(files.scratch, spec.scratch_bytes, spec.uid, spec.gid)
-        await asyncio.to_thread(files.lay_out, spec, kernel)
+        await asyncio.to_thread(files.lay_out, spec, kernel, firecracker)
 
     async def _connect(self, files: VmFiles, keeper: VmmProcess) -> Api:
         """Connect to the API, or find out that Firecracker ended instead.

@@ -26,7 +26,7 @@ class VmFiles:
     jail_dir: Path
     vm_id: str
     program: str
-    """Name of Firecracker's file, which the jailer makes a directory of."""
+    """Name of what the jailer starts, which it makes a directory of."""
 
     @property
     def chroot_base(self) -> Path:
@@ -88,12 +88,14 @@ class VmFiles:
         """Those that a reboot keeps."""
         return frozenset({self.console, self.scratch})
 
-    def lay_out(self, spec: VmmSpec, kernel: Path) -> None:
+    def lay_out(self, spec: VmmSpec, kernel: Path, firecracker: Path) -> None:
         """Make the chroot with all that Firecracker opens, but for what the jailer adds; blocks.
 
         Args:
             spec: The VM.
             kernel: An ELF, of this VM or shared with others.
+            firecracker: The program; each VM gets a copy, as the jailer would make one, so that two
+                VMMs share no memory.
 
         Raises:
             OSError: there is no room, or a file is missing.
@@ -101,6 +103,8 @@ class VmFiles:
         self.root.mkdir(mode=0o700, parents=True)
         for directory in (self.chroot_base, self.root.parent.parent, self.root.parent):
             directory.chmod(0o700)
+        shutil.copyfile(firecracker, self.root / machine.VMM)
+        (self.root / machine.VMM).chmod(0o555)
         _share(kernel, self.root / machine.KERNEL)
         _share(spec.rootfs_path, self.root / machine.ROOTFS)
         if spec.initrd_path is not None:

@@ -1,4 +1,4 @@
-"""The jailer's command line; a pure function."""
+"""What the jailer is told, and what it starts."""
 
 from pathlib import Path
 
@@ -7,12 +7,25 @@ from ironworks.metald.drivers.firecracker import machine
 from ironworks.metald.drivers.firecracker.files import VmFiles, jailer_id
 from ironworks.metald.drivers.firecracker.probe import Binaries
 from ironworks.metald.drivers.kept import NETNS_DIRECTORY
+from ironworks.metald.jail.seal import build_seal
 from ironworks.model.units import MIB
 
 UNSHARE = "/usr/bin/unshare"
 OPEN_FILES = 1024
 FILE_BYTES = 64 * MIB
 """The largest file that a VMM may write, besides its disk."""
+
+
+async def sealed_firecracker(directory: Path) -> Path:
+    """The program that the jailer starts: it gives up system calls, then becomes Firecracker.
+
+    Firecracker filters by itself only from the guest's start on, and not at all where it was built
+    for glibc. The jailer wants a name with Firecracker's in it.
+
+    Raises:
+        FailedPrecondition: it cannot be built below `directory`.
+    """
+    return await build_seal(directory, name="firecracker-sealed", vmm=f"/{machine.VMM}")
 
 
 def cgroup_arguments(join_paths: tuple[Path, ...], mounts: str) -> list[str]:
@@ -39,7 +52,7 @@ def cgroup_arguments(join_paths: tuple[Path, ...], mounts: str) -> list[str]:
 def jailer_argv(
     spec: VmmSpec, files: VmFiles, binaries: Binaries, *, cgroup: list[str]
 ) -> list[str]:
-    """Command line of Firecracker in its jail. It must be run as root.
+    """Command line of Firecracker in its jail; a pure function. It must be run as root.
 
     Args:
         spec: The VM.

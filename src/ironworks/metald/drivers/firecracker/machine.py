@@ -10,6 +10,7 @@ Version = tuple[int, int, int]
 
 KERNEL, INITRD, ROOTFS, CONFIG, SCRATCH = "kernel", "initrd", "rootfs", "config", "scratch"
 METRICS, LOG, VSOCK, API = "metrics.fifo", "log.fifo", "vsock.sock", "api.sock"
+VMM = "vmm"
 """Names in the chroot, whose root is Firecracker's working directory."""
 
 GUEST_CID = 3

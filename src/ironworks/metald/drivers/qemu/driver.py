@@ -47,16 +47,15 @@ from ironworks.metald.drivers.qemu.argv import (
     qemu_argv,
 )
 from ironworks.metald.drivers.qemu.files import KVM, VmFiles
-from ironworks.metald.drivers.qemu.handle import IMAGE_INIT, QemuHandle
+from ironworks.metald.drivers.qemu.handle import IMAGE_INIT, QemuHandle, open_control
 from ironworks.metald.drivers.qemu.probe import PROBE_SECONDS, Finding, probe
 from ironworks.metald.drivers.qemu.qmp import Monitor, MonitorError
 from ironworks.metald.drivers.qemu.status import read_status_file, vmm_status
 from ironworks.metald.drivers.report import collect, explain
 from ironworks.metald.drivers.scratch import make_scratch
-from ironworks.metald.drivers.sockets import connect, listen
+from ironworks.metald.drivers.sockets import listen
 from ironworks.metald.guest.build import find
 from ironworks.metald.guest.config import ConfigError
-from ironworks.metald.guest.control import ControlChannel
 from ironworks.metald.jail.bubblewrap import BWRAP, SETPRIV, jail_argv
 from ironworks.metald.jail.keeper import (
     TAP_DESCRIPTOR,
@@ -207,7 +206,7 @@ class QemuDriver:
             raise raised from error
 
     async def _handle(self, evidence: Evidence, keeper: VmmProcess, monitor: Monitor) -> QemuHandle:
-        control = await _open_control(VmFiles(evidence.jail_dir).control)
+        control = await open_control(VmFiles(evidence.jail_dir).control)
         return QemuHandle(
             evidence=evidence,
             keeper=keeper,
@@ -384,13 +383,6 @@ async def _open_monitor(files: VmFiles, keeper: VmmProcess) -> Monitor:
     if isinstance(result, MonitorError):
         raise result
     return result
-
-
-async def _open_control(path: Path) -> ControlChannel:
-    connection = connect(path)
-    loop = asyncio.get_running_loop()
-    _, channel = await loop.create_unix_connection(ControlChannel, sock=connection)
-    return channel
 
 
 def _evidence(spec: VmmSpec, files: VmFiles, spawned: _Spawned) -> Evidence:

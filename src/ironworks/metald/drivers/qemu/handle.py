@@ -17,6 +17,7 @@ from ironworks.metald.drivers.qemu.files import VmFiles
 from ironworks.metald.drivers.qemu.qmp import Monitor, MonitorError
 from ironworks.metald.drivers.qemu.status import read_status_file, vmm_status
 from ironworks.metald.drivers.report import collect, explain
+from ironworks.metald.drivers.sockets import connect
 from ironworks.metald.guest.control import ControlChannel
 from ironworks.metald.steps import Step, Steps
 from ironworks.runtime.clock import Clock
@@ -24,6 +25,17 @@ from ironworks.runtime.tasks import Tasks
 
 IMAGE_INIT = "image_init"
 """In `Evidence.details`: whether the image's own init is process 1."""
+
+
+async def open_control(path: Path) -> ControlChannel:
+    """Connect to a guest's init.
+
+    Raises:
+        OSError: QEMU is gone.
+    """
+    loop = asyncio.get_running_loop()
+    _, channel = await loop.create_unix_connection(ControlChannel, sock=connect(path))
+    return channel
 
 
 class QemuHandle:
@@ -90,12 +102,23 @@ class QemuHandle:
         await self._steps.reach(Step.GUEST_SHUTDOWN, self._evidence.vm_id)
         if self._keeper.ended:
             return
-        if self._evidence.details.get(IMAGE_INIT) or not self._control.connected:
-            # An image's own init, or a guest that was cut off for flooding us: the power button.
+        if self._evidence.details.get(IMAGE_INIT):
+            # It has no channel to the host: the power button.
             await self._command(
                 Step.GUEST_SHUTDOWN, "system_powerdown", "The guest cannot be asked to stop."
             )
             return
+        if not self._control.connected:
+            # A guest that was cut off for flooding us may still hear.
+            await self._control.wait_closed()
+            last_word = self._control.last_word
+            try:
+                self._control = await open_control(self._files.control)
+                self._control.last_word = last_word
+            except OSError as error:
+                raise self._error(
+                    Step.GUEST_SHUTDOWN, "The guest cannot be asked to stop.", error
+                ) from error
         self._control.send("stop")
 
     async def kill(self) -> None:
@@ -138,9 +161,12 @@ class QemuHandle:
         try:
             await self._monitor.execute(command)
         except MonitorError as error:
-            raise DriverError(
-                step, sentence, detail=str(error), console_tail=tail(self._files.console)
-            ) from error
+            raise self._error(step, sentence, error) from error
+
+    def _error(self, step: Step, sentence: str, error: Exception) -> DriverError:
+        return DriverError(
+            step, sentence, detail=str(error), console_tail=tail(self._files.console)
+        )
 
     def _report(self) -> ExitReport:
         status = self._keeper.status

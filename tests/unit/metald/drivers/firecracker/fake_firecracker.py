@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 
-def jail(words: list[str]) -> None:
+def jail(orders_path: Path, words: list[str]) -> None:
     """Do as the jailer does, but for what needs a kernel's help."""
     options = dict(itertools.pairwise(words))
     program = Path(options["--exec-file"])
     root = Path(options["--chroot-base-dir"]) / program.name / options["--id"] / "root"
     os.chdir(root)
     os.chown(".", int(options["--uid"]), int(options["--gid"]))
-    orders = json.loads((program.parent / "orders.json").read_text())
+    orders = json.loads(orders_path.read_text())
     child = os.fork()
     if child:
         Path(f"{program.name}.pid").write_text(str(child))
@@ -138,4 +138,4 @@ def be_firecracker(orders: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    jail(sys.argv[2:])
+    jail(Path(sys.argv[1]).with_name("orders.json"), sys.argv[2:])

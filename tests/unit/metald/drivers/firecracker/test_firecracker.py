@@ -49,7 +49,7 @@ class Place:
             (self.jail_dir / name).write_bytes(b"x")
         for name in ("jailer", "firecracker"):
             program = self.programs / name
-            program.write_text(f'#!/bin/sh\nexec /usr/bin/python3 {FAKE} {name} "$@"\n')
+            program.write_text(f'#!/bin/sh\nexec /usr/bin/python3 {FAKE} "$0" "$@"\n')
             program.chmod(0o755)
         self.order()
 

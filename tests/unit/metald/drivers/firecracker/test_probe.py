@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 
 from ironworks.metald.drivers.firecracker import probe as module
+from ironworks.metald.drivers.firecracker.jailer import sealed_firecracker
 from ironworks.metald.drivers.firecracker.machine import Version
 from ironworks.metald.drivers.firecracker.probe import (
     Binaries,
     Finding,
     decide,
+    filters_by_itself,
     find_binaries,
     probe,
     probe_config,
@@ -37,7 +39,9 @@ async def never() -> str:
 async def test_what_is_in_the_way_is_said_without_a_boot(
     version: Version, jailer: Version, words: str, *, kvm: bool
 ) -> None:
-    finding = await decide(kvm_exists=kvm, version=version, jailer=jailer, probe_boot=never)
+    finding = await decide(
+        kvm_exists=kvm, version=version, jailer=jailer, filters=True, probe_boot=never
+    )
     assert not finding.works
     assert words in finding.sentence
 
@@ -47,10 +51,24 @@ async def test_a_boot_decides(failure: str) -> None:
     async def boots() -> str:
         return failure
 
-    finding = await decide(kvm_exists=True, version=NEW, jailer=NEW, probe_boot=boots)
+    finding = await decide(kvm_exists=True, version=NEW, jailer=NEW, filters=True, probe_boot=boots)
     assert finding.works is (not failure)
     assert failure in finding.sentence
     assert finding.version == "1.16.1"
+
+
+async def test_a_build_without_a_filter_of_its_own_is_said(tmp_path: Path) -> None:
+    async def boots() -> str:
+        return ""
+
+    finding = await decide(
+        kvm_exists=True, version=NEW, jailer=NEW, filters=False, probe_boot=boots
+    )
+    assert finding.works
+    assert "no filter of system calls of its own" in finding.sentence
+    sealed = await sealed_firecracker(DEFAULT_DIR)
+    assert filters_by_itself(sealed), "it is linked with musl"
+    assert not filters_by_itself(Path("/usr/bin/busybox")), "it is linked with glibc"
 
 
 def program(path: Path, script: str) -> Path:
