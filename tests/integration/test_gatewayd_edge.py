@@ -182,6 +182,22 @@ async def test_what_is_no_endpoint_is_not_the_api(platform: Edge) -> None:
     answer = await platform.send("POST", path, body={}, host="nobody-0.ironworks.localhost")
     assert answer.status == 404
     assert answer.json()["code"] == "not_found"
+    assert answer.headers["content-type"] == "application/json"
+
+
+async def test_grpc_learns_that_it_is_not_spoken(platform: Edge) -> None:
+    path = "/ironworks.gatewayd.v1.TokenService/GetJwks"
+    kind = {"content-type": "application/grpc"}
+    answer = await platform.send("POST", path, body={}, headers=kind)
+    assert answer.status == 200
+    assert answer.headers["grpc-status"] == "12"
+    assert "gRPC-Web" in answer.headers["grpc-message"]
+
+
+async def test_a_header_with_an_underscore_is_dropped(platform: Edge) -> None:
+    path = "/ironworks.gatewayd.v1.TokenService/GetJwks"
+    answer = await platform.send("POST", path, body={}, headers={"x_user_id": "x"})
+    assert answer.status == 200
 
 
 async def test_plain_http_is_the_same_api(platform: Edge) -> None:

@@ -33,6 +33,7 @@ from ironworks.gatewayd.types import (
     shape_of,
 )
 from ironworks.model.errors import (
+    DeadlineExceeded,
     FailedPrecondition,
     InvalidRequest,
     IronError,
@@ -179,8 +180,10 @@ def _check_program(spec: DeploymentSpec) -> None:
     if len(spec.env) > MAX_ENV_NAMES or env_bytes > MAX_TEXT_BYTES:
         raise InvalidRequest(f"spec.env may have {MAX_ENV_NAMES} names and 64 KiB in all.")
     for name, value in spec.env.items():
-        if not _ENV_NAME.fullmatch(name) or "\0" in value:
+        if not _ENV_NAME.fullmatch(name):
             raise InvalidRequest(f"spec.env: {name[:64]!r} is not a name of a variable.")
+        if "\0" in value:
+            raise InvalidRequest(f"spec.env: the value of {name} has a NUL.")
 
 
 def name_of_image(image: str) -> str:
@@ -321,6 +324,20 @@ def running_stage(job: Job) -> StageKind | None:
     """The stage at work, the last one if there are several."""
     at_work = [stage.kind for stage in job.stages if stage.state is StageState.RUNNING]
     return at_work[-1] if at_work else None
+
+
+def not_ready(*, booted: bool, port: int, timeout_ms: int) -> DeadlineExceeded:
+    """Why a VM was given up, as its application, or the host, is to be looked at."""
+    seconds = f"{timeout_ms / 1000:g} seconds"
+    if booted:
+        return DeadlineExceeded(
+            f"Nothing accepted a connection on port {port} of the VM within {seconds}.",
+            hint="Does the image listen on that port? Give its port with the deployment.",
+        )
+    return DeadlineExceeded(
+        f"The VM was still booting after {seconds}.",
+        hint="The host may be busy: try again, or give the deployment a longer boot timeout.",
+    )
 
 
 def failed_stage(job: Job) -> StageKind | None:

@@ -347,3 +347,11 @@ def test_only_ready_replicas_of_serving_deployments_are_routed() -> None:
 def test_boot_time_is_never_negative() -> None:
     assert decide.boot_ms(REPLICA, 3 * NS_PER_SECOND) == 2000
     assert decide.boot_ms(REPLICA, 0) == 0
+
+
+def test_a_slow_boot_is_told_from_an_application_that_does_not_listen() -> None:
+    booting = decide.not_ready(booted=False, port=80, timeout_ms=120_000)
+    assert "still booting after 120 seconds" in str(booting)
+    assert "port" not in str(booting)
+    deaf = decide.not_ready(booted=True, port=80, timeout_ms=1500)
+    assert "on port 80 of the VM within 1.5 seconds" in str(deaf)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.server
 import json
+import re
 import socketserver
 import threading
 from collections.abc import Generator, Mapping
@@ -117,9 +118,35 @@ def test_streams_have_no_timeout_and_unary_calls_do(state: Edge) -> None:
         for route in hosts(state)["api"]["routes"]
         if route["match"].get("prefix") == "/ironworks.gatewayd.v1.JobService/"
     ]
-    assert [route["route"]["timeout"] for route in found] == ["0s", routes.UNARY_TIMEOUT]
-    assert "headers" in found[0]["match"]
-    assert "headers" not in found[1]["match"]
+    unary = routes.UNARY_TIMEOUT
+    assert [route["route"]["timeout"] for route in found] == ["0s", unary, unary]
+    assert [len(route["match"].get("headers", ())) for route in found] == [1, 1, 0]
+
+
+def test_only_small_bodies_of_unary_calls_are_awaited(state: Edge) -> None:
+    awaited = [
+        route["match"]["headers"][0]
+        for route in hosts(state)["api"]["routes"]
+        if "envoy.filters.http.buffer" in route.get("typed_per_filter_config", {})
+    ]
+    assert awaited
+    assert all(header["name"] == "content-length" for header in awaited)
+    assert {header["range_match"]["end"] for header in awaited} == {routes.SMALL_BODY_BYTES + 1}
+
+
+def test_grpc_is_told_what_the_api_speaks(state: Edge) -> None:
+    first = hosts(state)["api"]["routes"][0]
+    regex = first["match"]["headers"][0]["string_match"]["safe_regex"]["regex"]
+    for kind, told in (
+        ("application/grpc", True),
+        ("application/grpc+proto", True),
+        ("application/grpc-web", False),
+        ("application/grpc-web+proto", False),
+        ("application/connect+json", False),
+        ("application/json", False),
+    ):
+        assert bool(re.fullmatch(regex, kind)) is told
+    assert "gRPC-Web" in first["direct_response"]["body"]["inline_string"]
 
 
 def test_endpoints_have_their_own_hosts_and_none_of_our_gates(state: Edge) -> None:
@@ -175,7 +202,7 @@ def filters(edge: Edge) -> dict[str, Any]:
 
 
 def test_filters_stand_in_order(state: Edge) -> None:
-    order = ["header_mutation", "jwt_authn", "rbac", "local_ratelimit", "router"]
+    order = ["header_mutation", "buffer", "jwt_authn", "rbac", "local_ratelimit", "router"]
     assert list(filters(state)) == order
 
 

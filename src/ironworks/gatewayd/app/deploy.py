@@ -291,10 +291,10 @@ class Deploy:
             ):
                 return
             if self._clock.monotonic_ns() > until_ns:
-                raise DeadlineExceeded(
-                    f"Nothing accepted a connection on port {deployment.port} of the VM within "
-                    f"{deployment.spec.boot_timeout_ms / 1000:g} seconds.",
-                    hint="Does the image listen on that port? Give its port with the deployment.",
+                raise decide.not_ready(
+                    booted=view.phase is VmPhase.RUNNING,
+                    port=deployment.port,
+                    timeout_ms=deployment.spec.boot_timeout_ms,
                 )
             await self._clock.sleep(BOOT_LOOK_SECONDS)
 

@@ -1,8 +1,8 @@
 """The listener: TLS, then for the API: tokens, roles, rate limits. Pure.
 
 Order of the filters, each sees only what the one before let through: forged headers are removed,
-the token is verified (401), its roles are compared with the access table (403), its tenant's bucket
-is drained (429), the request is routed.
+a small body is awaited, the token is verified (401), its roles are compared with the access table
+(403), its tenant's bucket is drained (429), the request is routed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ironworks.gatewayd.envoy.rates import tenant_rates
-from ironworks.gatewayd.envoy.routes import REST_PREFIX, ROUTES_NAME
+from ironworks.gatewayd.envoy.routes import REST_PREFIX, ROUTES_NAME, SMALL_BODY_BYTES
 from ironworks.gatewayd.envoy.types import Edge
 from ironworks.runtime.identity.tokens import CLOCK_SKEW_SECONDS, USER_AUDIENCE
 
@@ -23,11 +23,16 @@ REST_METHODS = {
 
 _EXT = "type.googleapis.com/envoy.extensions"
 _FILTERS = f"{_EXT}.filters.http"
+_UNAVAILABLE = 503
 _ANSWERS = (
     (401, "unauthenticated", "This call needs a valid token. Exchange an API key for a new one."),
     (403, "permission_denied", "The roles of this credential do not allow this method."),
     (429, "resource_exhausted", "Too many requests. Wait a second, then repeat the call."),
-    (503, "unavailable", "The service behind this call is not reachable. Repeat the call later."),
+    (
+        _UNAVAILABLE,
+        "unavailable",
+        "The service behind this call is not reachable. Repeat the call later.",
+    ),
     (504, "deadline_exceeded", "The service behind this call did not answer in time."),
 )
 
@@ -52,6 +57,11 @@ def _remove_forged() -> dict[str, Any]:
         "header_mutation.v3.HeaderMutation",
         mutations={"request_mutations": [remove]},
     )
+
+
+def _whole_body() -> dict[str, Any]:
+    """A body is read before a call is judged; see `routes.SMALL_BODY_BYTES`."""
+    return _typed(f"{_FILTERS}.buffer.v3.Buffer", max_request_bytes=SMALL_BODY_BYTES)
 
 
 def _tokens(edge: Edge) -> dict[str, Any]:
@@ -128,9 +138,13 @@ def _answers() -> dict[str, Any]:
     mappers: list[dict[str, Any]] = []
     for status, code, message in _ANSWERS:
         value = {"default_value": status, "runtime_key": f"edge.answer_{status}"}
+        found: dict[str, Any] = {"status_code_filter": {"comparison": {"op": "EQ", "value": value}}}
+        if status == _UNAVAILABLE:
+            # Only what Envoy met with on its way: a route that answers 503 says itself why.
+            found = {"and_filter": {"filters": [found, {"response_flag_filter": {}}]}}
         mappers.append(
             {
-                "filter": {"status_code_filter": {"comparison": {"op": "EQ", "value": value}}},
+                "filter": found,
                 "body_format_override": {"json_format": {"code": code, "message": message}},
             }
         )
@@ -172,6 +186,8 @@ def _connection_manager(edge: Edge, rds: dict[str, Any]) -> dict[str, Any]:
         rds={"route_config_name": ROUTES_NAME, "config_source": rds},
         http_filters=[
             _remove_forged(),
+            # Only on the routes that ask for it.
+            {"name": "envoy.filters.http.buffer", "disabled": True, "typed_config": _whole_body()},
             _tokens(edge),
             _roles(edge),
             _filter_of("local_ratelimit", tenant_rates(edge)),
@@ -187,7 +203,8 @@ def _connection_manager(edge: Edge, rds: dict[str, Any]) -> dict[str, Any]:
         normalize_path=True,
         common_http_protocol_options={
             "idle_timeout": "3600s",
-            "headers_with_underscores_action": "REJECT_REQUEST",
+            # Some servers take `x_user` for `x-user`; whose application wants one is not refused.
+            "headers_with_underscores_action": "DROP_HEADER",
         },
         http2_protocol_options={"max_concurrent_streams": 1000},
         stream_idle_timeout="3600s",

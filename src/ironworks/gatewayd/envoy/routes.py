@@ -19,7 +19,12 @@ ROUTES_NAME = "edge"
 UNARY_TIMEOUT = "660s"
 """Longer than any call's own bound (a boot may take 600 s): Envoy must not cut what still works."""
 REST_PREFIX = "/v1"
+SMALL_BODY_BYTES = 65536
+"""Bodies announced as no larger are read whole before a call is judged. An answer that overtakes
+the body is followed by a reset of the stream, as HTTP/2 has it, which Debian 12's curl takes for a
+failure of the call."""
 _STREAM = r"application/(connect\+|grpc).*"
+_GRPC = r"application/grpc(\+.*)?"
 _FILTER = "type.googleapis.com/envoy.config.route.v3.FilterConfig"
 _FORGED_HEADERS = (
     "x-forwarded-user",
@@ -43,8 +48,41 @@ _RETRIES = {
 
 
 def _json_answer(status: int, code: str, message: str) -> dict[str, Any]:
+    """What a route says that answers by itself."""
     body = json.dumps({"code": code, "message": message})
-    return {"status": status, "body": {"inline_string": body}}
+    header = {"key": "content-type", "value": "application/json"}
+    overwrite = "OVERWRITE_IF_EXISTS_OR_ADD"
+    return {
+        "direct_response": {"status": status, "body": {"inline_string": body}},
+        "response_headers_to_add": [{"header": header, "append_action": overwrite}],
+    }
+
+
+def _with_content_type(regex: str) -> dict[str, Any]:
+    return {"name": "content-type", "string_match": {"safe_regex": {"regex": regex}}}
+
+
+def _unary(
+    match: dict[str, Any], route: dict[str, Any], filters: dict[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """Routes of calls with one message: of small ones, and of all others."""
+    buffer = {
+        "@type": _FILTER,
+        "config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.buffer.v3.BufferPerRoute",
+            "buffer": {"max_request_bytes": SMALL_BODY_BYTES},
+        },
+    }
+    small = {"name": "content-length", "range_match": {"start": 0, "end": SMALL_BODY_BYTES + 1}}
+    gates = filters or {}
+    return [
+        {
+            "match": {**match, "headers": [small]},
+            "route": route,
+            "typed_per_filter_config": {**gates, "envoy.filters.http.buffer": buffer},
+        },
+        {"match": match, "route": route, "typed_per_filter_config": gates},
+    ]
 
 
 def _to(service: str, timeout: str) -> dict[str, Any]:
@@ -63,34 +101,28 @@ def _public_services(edge: Edge) -> list[tuple[str, str]]:
 
 
 def _api_routes(edge: Edge) -> list[dict[str, Any]]:
-    compiled: list[dict[str, Any]] = []
+    no_grpc = _json_answer(
+        404,
+        "unimplemented",
+        "This API speaks Connect and gRPC-Web, not gRPC: choose one of them in your client.",
+    )
+    grpc = {"prefix": "/", "headers": [_with_content_type(_GRPC)]}
+    compiled: list[dict[str, Any]] = [{"match": grpc, **no_grpc}]
     for method, rule in sorted(edge.access.items()):
         service = method.split(".")[1]
         if rule.anonymous and service in edge.services:
-            compiled.append(
-                {
-                    "match": {"path": f"/{method}"},
-                    "route": _to(service, UNARY_TIMEOUT),
-                    "typed_per_filter_config": {
-                        "envoy.filters.http.local_ratelimit": address_rates()
-                    },
-                }
-            )
-    streaming = {
-        "name": "content-type",
-        "string_match": {"safe_regex": {"regex": _STREAM}},
-    }
+            gate = {"envoy.filters.http.local_ratelimit": address_rates()}
+            compiled += _unary({"path": f"/{method}"}, _to(service, UNARY_TIMEOUT), gate)
     for prefix, service in _public_services(edge):
         # A stream lasts as long as both ends want; Envoy's timeout would cut it in the middle.
-        stream_match = {"prefix": prefix, "headers": [streaming]}
+        stream_match = {"prefix": prefix, "headers": [_with_content_type(_STREAM)]}
         compiled.append(
             {"match": stream_match, "route": _to(service, "0s")},
         )
-        compiled.append({"match": {"prefix": prefix}, "route": _to(service, UNARY_TIMEOUT)})
-    rest = _to("gatewayd", UNARY_TIMEOUT)
-    compiled.append({"match": {"path_separated_prefix": REST_PREFIX}, "route": rest})
+        compiled += _unary({"prefix": prefix}, _to(service, UNARY_TIMEOUT))
+    compiled += _unary({"path_separated_prefix": REST_PREFIX}, _to("gatewayd", UNARY_TIMEOUT))
     nowhere = _json_answer(404, "not_found", "There is no such method here.")
-    compiled.append({"match": {"prefix": "/"}, "direct_response": nowhere})
+    compiled.append({"match": {"prefix": "/"}, **nowhere})
     return compiled
 
 
@@ -117,7 +149,7 @@ def _endpoint_host(edge: Edge, endpoint: Endpoint) -> dict[str, Any]:
             "upgrade_configs": [{"upgrade_type": "websocket"}],
         }
     else:
-        route["direct_response"] = _json_answer(
+        route |= _json_answer(
             503, "unavailable", "No replica of this deployment answers at the moment."
         )
     return {
@@ -136,7 +168,7 @@ def compile_routes(edge: Edge) -> dict[str, Any]:
         {
             "name": "no-endpoint",
             "domains": [f"*.{edge.domain}"],
-            "routes": [{"match": {"prefix": "/"}, "direct_response": unknown}],
+            "routes": [{"match": {"prefix": "/"}, **unknown}],
             "typed_per_filter_config": _without_our_gates(),
         }
     )
