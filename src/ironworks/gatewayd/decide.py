@@ -183,7 +183,7 @@ def _check_program(spec: DeploymentSpec) -> None:
         if not _ENV_NAME.fullmatch(name):
             raise InvalidRequest(f"spec.env: {name[:64]!r} is not a name of a variable.")
         if "\0" in value:
-            raise InvalidRequest(f"spec.env: the value of {name} has a NUL.")
+            raise InvalidRequest(f"spec.env: the value of variable {name} has a NUL.")
 
 
 def name_of_image(image: str) -> str:
