@@ -13,14 +13,15 @@ Invariants, each with a test:
 - Every write of a worker names the revision that it follows: who has lost a build changes nothing.
 - A tenant's policy only narrows the platform's, and the policy in force is part of what makes two
   builds the same.
-- A password is encrypted in the database and is a file only while a build needs it; it is never
-  answered and never logged.
+- A password is encrypted in the database and in no file; it is never answered and never logged.
 - COMPLETED is written only after assetmanagerd has answered that the asset is AVAILABLE.
 - What is built is what a digest says: every blob is compared with its digest, and the tar in every
   layer with the image's configuration.
 - No path of an image becomes a path of the host; layers are read and written in a sandbox without a
   network and without the host's files.
 - Paths on the host are read only below `local_image_roots`.
-- One tenant's cached blobs and builds are never another's: a digest alone proves no right to bytes.
+- A digest alone proves no right to bytes: a kept blob serves a tenant once the registry that it came
+  from has given it to this tenant too. Builds are never another tenant's.
+- Builds connect to public addresses and by TLS, or to what the operator has named.
 - Scratch is a directory a build, gone when the build has ended and emptied at start.
 """

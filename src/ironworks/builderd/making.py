@@ -20,9 +20,9 @@ from ironworks.builderd.decide import move, reuse_key, with_registry
 from ironworks.builderd.flatten.plan import Flattened, Layer, Limits, Plan
 from ironworks.builderd.journal import Journal
 from ironworks.builderd.policy import Policy
-from ironworks.builderd.reach import Reach
+from ironworks.builderd.reach import Login, Reach
 from ironworks.builderd.sandbox import run_flatten
-from ironworks.builderd.sources.documents import host_architecture, read_config, read_manifest
+from ironworks.builderd.sources.documents import host_architecture, read_config
 from ironworks.builderd.sources.local import check_blob, read_blob
 from ironworks.builderd.types import (
     Build,
@@ -39,6 +39,7 @@ from ironworks.builderd.types import (
     Progress,
     Pulled,
     Resolved,
+    Transport,
 )
 from ironworks.model.errors import Internal, InvalidRequest, PermissionDenied
 from ironworks.model.units import NS_PER_MS, NS_PER_SECOND, format_bytes
@@ -127,57 +128,49 @@ class Maker:
         reference, policy = self.reference(build.image), await self.policy(build.tenant_id)
         lines = policies.judge_reference(policy, reference)
         _refuse(policy, lines)
-        async with self._reach.login(build.tenant_id, reference, scratch) as login:
-            resolved, pulled = await self._reach.resolve(build.tenant_id, reference, scratch, login)
-            build = await self._journal.write(
+        login = await self._reach.login(build.tenant_id, reference)
+        resolved, pulled = await self._reach.resolve(build.tenant_id, reference, scratch, login)
+        build = await self._journal.write(
+            build,
+            lambda _: replace(
                 build,
-                lambda _: replace(
-                    build,
-                    image_digest=resolved.digest,
-                    index_digest=resolved.index_digest,
-                    platform=f"linux/{host_architecture()}",
-                    policy_digest=policies.digest(policy),
-                ),
-                f"{build.image} is {resolved.digest}.",
-            )
-            async with self._alone(build):
-                made = None if build.force else await self.find_made(build)
-                if made is not None:
-                    await self.reuse(build, made, scratch)
-                    return
-                build = await self._journal.enter(build, BuildState.PULLING, "Fetching the image.")
-                if pulled is None:
-                    manifest = await self._reach.manifest(reference, resolved, login)
-                    lines += policies.judge_manifest(policy, manifest)
-                    _refuse(policy, lines)
-                    pulled = await self._pull(build, reference, resolved, manifest, scratch, login)
-                await self._build(build, pulled, policy, lines[:2], scratch)
+                image_digest=resolved.digest,
+                index_digest=resolved.index_digest,
+                platform=f"linux/{host_architecture()}",
+                policy_digest=policies.digest(policy),
+            ),
+            f"{build.image} is {resolved.digest}.",
+        )
+        async with self._alone(build):
+            made = None if build.force else await self.find_made(build)
+            if made is not None:
+                await self.reuse(build, made, scratch)
+                return
+            build = await self._journal.enter(build, BuildState.PULLING, "Fetching the image.")
+            if reference.transport is Transport.REGISTRY:
+                lines += policies.judge_manifest(policy, self._reach.read(pulled))
+                _refuse(policy, lines)
+                pulled = await self._pull(build, reference, resolved, pulled, login)
+            await self._build(build, pulled, policy, lines[:2], scratch)
 
     async def _pull(
         self,
         build: Build,
         reference: ImageReference,
         resolved: Resolved,
-        manifest: Manifest,
-        scratch: Path,
-        login: Path | None,
+        pulled: Pulled,
+        login: Login,
     ) -> Pulled:
-        digests = [layer.digest for layer in manifest.layers]
-        total = sum(layer.size_bytes for layer in manifest.layers)
+        manifest = self._reach.read(pulled)
+        blobs = [manifest.config, *manifest.layers]
+        total = sum(blob.size_bytes for blob in blobs)
 
         def told(done_bytes: int) -> None:
             self._report(build.build_id, "fetching layers", done_bytes, total)
 
-        with self._reach.using(build.tenant_id, digests):
+        with self._reach.using([blob.digest for blob in blobs]):
             return await self._reach.pull(
-                build.tenant_id,
-                reference,
-                resolved,
-                layers=manifest.layers,
-                scratch=scratch,
-                login=login,
-                timeout_seconds=build.timeout_seconds,
-                on_bytes=told,
+                build.tenant_id, reference, resolved, pulled, login=login, on_bytes=told
             )
 
     async def _build(
@@ -202,7 +195,7 @@ class Maker:
             BuildState.BUILDING,
             f"Merging {len(image.blobs)} layers of {format_bytes(packed)}.",
         )
-        with self._reach.using(build.tenant_id, digests):
+        with self._reach.using(digests):
             plan = self._plan(image, policy, build.format.value)
             try:
                 made = await run_flatten(
@@ -220,12 +213,7 @@ class Maker:
         await self._register(build, made, image, policies.report(policy, lines, ""), scratch)
 
     async def _open(self, pulled: Pulled) -> Opened:
-        limits = self._settings
-        manifest = read_manifest(
-            pulled.manifest,
-            max_layers=limits.max_image_layers,
-            max_packed_bytes=limits.max_packed_bytes,
-        )
+        manifest = self._reach.read(pulled)
         config_bytes = await asyncio.to_thread(read_blob, pulled.blobs, manifest.config)
         config, diff_ids = read_config(config_bytes, len(manifest.layers))
         blobs = [
@@ -405,25 +393,17 @@ class Maker:
         if lines[0].outcome is PolicyOutcome.REFUSED:
             why_not = "Not looked at: the image is not fetched from there."
             return policies.report(policy, lines, why_not), ""
-        async with self._reach.login(tenant_id, reference, scratch) as login:
-            resolved, pulled = await self._reach.resolve(tenant_id, reference, scratch, login)
-            if pulled is None:
-                manifest = await self._reach.manifest(reference, resolved, login)
-                pulled = await self._reach.pull(
-                    tenant_id,
-                    reference,
-                    resolved,
-                    layers=manifest.layers,
-                    scratch=scratch,
-                    login=login,
-                    timeout_seconds=self._settings.build_timeout_seconds,
-                    on_bytes=lambda _: None,
-                )
+        login = await self._reach.login(tenant_id, reference)
+        resolved, pulled = await self._reach.resolve(tenant_id, reference, scratch, login)
+        if reference.transport is Transport.REGISTRY:
+            pulled = await self._reach.pull(
+                tenant_id, reference, resolved, pulled, login=login, on_bytes=lambda _: None
+            )
         opened = await self._open(pulled)
         lines += policies.judge_manifest(policy, opened.manifest)
         lines += policies.judge_config(policy, opened.config)
         digests = [layer.digest for layer in opened.manifest.layers]
-        with self._reach.using(tenant_id, digests):
+        with self._reach.using(digests):
             try:
                 made = await run_flatten(
                     self._plan(opened, policy, ""),

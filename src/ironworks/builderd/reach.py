@@ -1,8 +1,6 @@
-"""Reach images wherever they are, as one tenant: with its credentials, into its own store of blobs.
+"""Reach images wherever they are, as one tenant: with its credentials, and never with another's.
 
-No tenant's blobs are another's: a digest in a manifest that somebody wrote himself proves no right
-to bytes that another tenant has pulled. Registries are asked with retries (100, 200, 400 ms), and
-one that fails is left alone for a while.
+Registries are asked with retries (100, 200, 400 ms), and one that fails is left alone for a while.
 """
 
 from __future__ import annotations
@@ -10,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,10 +21,10 @@ from ironworks.builderd.cgroup import build_groups
 from ironworks.builderd.policy import source_of
 from ironworks.builderd.sources.documents import read_manifest
 from ironworks.builderd.sources.local import classify, drop_damaged, locate, resolve_layout
-from ironworks.builderd.sources.skopeo import PULLS, Skopeo, registries_conf
+from ironworks.builderd.sources.registry import BLOBS, PARTIAL, Reachable, Registries
+from ironworks.builderd.sources.skopeo import Skopeo
 from ironworks.builderd.types import (
     BuilderSettings,
-    Descriptor,
     ImageReference,
     Manifest,
     Pulled,
@@ -36,15 +35,23 @@ from ironworks.builderd.vault import Vault
 from ironworks.model.errors import NotFound
 from ironworks.runtime.clock import Clock
 from ironworks.runtime.resilience import Breaker, call
-from ironworks.runtime.tasks import Tasks
 from ironworks.storage.sql import Database
 
 _T = TypeVar("_T")
 _log = structlog.stdlib.get_logger()
 _MAX_BREAKERS = 1000
-_PROGRESS_SECONDS = 0.5
 _YOUNG_NS = 60 * 1_000_000_000
 """A blob that was used so lately is not evicted: another builderd here may be about to read it."""
+_ABANDONED_NS = 86_400 * 1_000_000_000
+"""What has come of a blob is kept so long for a pull that goes on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Login:
+    """What a tenant says to a registry; empty: nothing."""
+
+    username: str = ""
+    password: str = field(default="", repr=False)
 
 
 class Reach:
@@ -53,63 +60,64 @@ class Reach:
     def __init__(
         self, *, database: Database, vault: Vault, settings: BuilderSettings, clock: Clock
     ) -> None:
-        """Write down for skopeo what the settings say of registries. Blocks."""
+        """Nothing is started."""
         self._database = database
         self._vault = vault
         self._settings = settings
         self._clock = clock
         self._breakers: dict[str, Breaker] = {}
-        self._used: Counter[tuple[str, str]] = Counter()
-        registries = settings.builder_dir / f"registries.{settings.worker_name}.conf"
-        registries.write_text(
-            registries_conf(settings.insecure_registries, settings.registry_mirrors)
-        )
-        self._skopeo = Skopeo(
-            registries=registries,
+        self._used: Counter[str] = Counter()
+        groups = build_groups(settings, clock)
+        self._registries = Registries(
+            store=self.blobs_dir,
+            reachable=Reachable(
+                insecure=settings.insecure_registries,
+                private=settings.private_registries,
+                mirrors=settings.registry_mirrors,
+                stall_seconds=settings.registry_stall_seconds,
+            ),
             file_bytes=settings.max_packed_bytes,
-            groups=build_groups(settings, clock),
+            groups=groups,
         )
+        self._skopeo = Skopeo(file_bytes=settings.max_packed_bytes, groups=groups)
 
     @property
     def blobs_dir(self) -> Path:
-        """Where each tenant has the blobs that were pulled for it."""
+        """Where each registry's blobs are."""
         return self._settings.builder_dir / "blobs"
 
-    @asynccontextmanager
-    async def login(
-        self, tenant_id: str, reference: ImageReference, scratch: Path
-    ) -> AsyncGenerator[Path | None]:
-        """The file with the tenant's credential for a registry, if it has one; gone afterwards."""
+    async def login(self, tenant_id: str, reference: ImageReference) -> Login:
+        """The tenant's credential for a registry, if it has one."""
         if reference.transport is not Transport.REGISTRY:
-            yield None
-            return
+            return Login()
         known = await self._database.read(
             lambda connection: tenants.list_credentials(connection, tenant_id)
         )
         credential = tenants.fitting(known, source_of(reference))
         if credential is None:
-            yield None
-            return
-        path, now_ns = scratch / "login.json", self._clock.now_ns()
-        await asyncio.to_thread(self._vault.write_login, credential, path)
-        try:
-            await self._database.write(
-                lambda connection: tenants.use_credential(connection, credential, now_ns)
-            )
-            yield path
-        finally:
-            path.unlink(missing_ok=True)
+            return Login()
+        password, now_ns = self._vault.decrypt(credential), self._clock.now_ns()
+        await self._database.write(
+            lambda connection: tenants.use_credential(connection, credential, now_ns)
+        )
+        return Login(username=credential.username, password=password)
 
     async def resolve(
-        self, tenant_id: str, reference: ImageReference, scratch: Path, login: Path | None
-    ) -> tuple[Resolved, Pulled | None]:
-        """What a reference means, and the image itself where it is here already.
+        self, tenant_id: str, reference: ImageReference, scratch: Path, login: Login
+    ) -> tuple[Resolved, Pulled]:
+        """What a reference means; of a registry's image the manifest alone is here already.
 
         Raises:
             IronError: there is no such image, or none for this platform.
         """
         if reference.transport is Transport.REGISTRY:
-            return await self._ask(reference, lambda: self._skopeo.resolve(reference, login)), None
+            resolved, manifest = await self._ask(
+                reference,
+                lambda: self._registries.resolve(
+                    reference.location, username=login.username, password=login.password
+                ),
+            )
+            return resolved, Pulled(manifest=manifest)
         path, kind = await self._local(tenant_id, reference)
         if kind is Transport.LAYOUT:
             return await asyncio.to_thread(resolve_layout, path, reference.name)
@@ -145,13 +153,14 @@ class Reach:
             )
         return path
 
-    async def manifest(
-        self, reference: ImageReference, resolved: Resolved, login: Path | None
-    ) -> Manifest:
-        """What a registry's image is made of, before any of it is fetched."""
-        data = await self._ask(reference, lambda: self._skopeo.manifest(reference, resolved, login))
+    def read(self, pulled: Pulled) -> Manifest:
+        """What an image is made of.
+
+        Raises:
+            InvalidRequest: it is damaged, or beyond the bounds.
+        """
         return read_manifest(
-            data,
+            pulled.manifest,
             max_layers=self._settings.max_image_layers,
             max_packed_bytes=self._settings.max_packed_bytes,
         )
@@ -161,46 +170,38 @@ class Reach:
         tenant_id: str,
         reference: ImageReference,
         resolved: Resolved,
+        pulled: Pulled,
         *,
-        layers: Sequence[Descriptor],
-        scratch: Path,
-        login: Path | None,
-        timeout_seconds: float,
+        login: Login,
         on_bytes: Callable[[int], None],
     ) -> Pulled:
-        """Copy an image of a registry into the tenant's store.
+        """Have the blobs of a registry's image here, if the registry gives them to this tenant.
 
         Raises:
-            NotFound, PermissionDenied, Unavailable: the registry does not give it.
+            NotFound, PermissionDenied, Unavailable: the registry does not give them.
         """
-        store = self.blobs_dir / tenant_id
+        manifest = self.read(pulled)
+        blobs = [manifest.config, *manifest.layers]
+        for store in await asyncio.to_thread(lambda: list(self.blobs_dir.glob(f"*/{BLOBS}"))):
+            if dropped := await asyncio.to_thread(drop_damaged, store, blobs):
+                _log.warning("damaged_blobs_dropped", blobs=dropped)
 
         async def once() -> Pulled:
-            return await self._skopeo.pull(
-                reference,
+            return await self._registries.pull(
+                reference.location,
                 resolved,
-                scratch=scratch,
-                store=store,
-                timeout_seconds=timeout_seconds,
-                login=login,
+                pulled.manifest,
+                blobs,
+                tenant_id=tenant_id,
+                on_bytes=on_bytes,
+                username=login.username,
+                password=login.password,
             )
 
-        async def watch() -> None:
-            arriving = store / PULLS / scratch.parent.name / scratch.name
-            while True:
-                await self._clock.sleep(_PROGRESS_SECONDS)
-                on_bytes(await asyncio.to_thread(_arrived, store, arriving, layers))
-
-        dropped = await asyncio.to_thread(drop_damaged, store / "sha256", layers)
-        if dropped:
-            _log.warning("damaged_blobs_dropped", tenant=tenant_id, blobs=dropped)
-        async with Tasks() as watching:
-            watching.start(watch(), name=f"progress {scratch.name}")
-            pulled = await self._ask(reference, once)
-        on_bytes(sum(layer.size_bytes for layer in layers))
-        await asyncio.to_thread(self._touch, pulled.blobs, layers)
-        await asyncio.to_thread(self.evict, tenant_id)
-        return pulled
+        here = await self._ask(reference, once)
+        await asyncio.to_thread(self._touch, here, [blob.digest for blob in blobs])
+        await asyncio.to_thread(self.evict)
+        return here
 
     async def _ask(self, reference: ImageReference, attempt: Callable[[], Awaitable[_T]]) -> _T:
         registry = source_of(reference).partition("/")[0]
@@ -212,56 +213,49 @@ class Reach:
     # --- the store --------------------------------------------------------------------------------
 
     @contextmanager
-    def using(self, tenant_id: str, digests: Sequence[str]) -> Generator[None]:
+    def using(self, digests: Sequence[str]) -> Generator[None]:
         """Blobs that a build reads are not evicted meanwhile."""
-        keys = [(tenant_id, digest.removeprefix("sha256:")) for digest in digests]
-        self._used.update(keys)
+        names = [digest.removeprefix("sha256:") for digest in digests]
+        self._used.update(names)
         try:
             yield
         finally:
-            self._used.subtract(keys)
+            self._used.subtract(names)
             self._used += Counter()
 
-    def _touch(self, blobs: Path, layers: Sequence[Descriptor]) -> None:
+    def _touch(self, pulled: Pulled, digests: Sequence[str]) -> None:
         now_ns = self._clock.now_ns()
-        for layer in layers:
+        for digest in digests:
             with suppress(OSError):
-                os.utime(blobs / layer.digest.removeprefix("sha256:"), ns=(now_ns, now_ns))
+                os.utime(pulled.blobs / digest.removeprefix("sha256:"), ns=(now_ns, now_ns))
 
-    def evict(self, tenant_id: str) -> int:
-        """Remove the least lately used blobs until the store has its size; answers how many.
+    def evict(self) -> int:
+        """Remove what pulls abandoned, and the least lately used blobs until the rest has its size.
 
-        Blocks.
+        Answers how many blobs were whole. Blocks.
         """
-        found: list[tuple[int, int, Path]] = []
-        for path in (self.blobs_dir / tenant_id / "sha256").glob("*"):
-            with suppress(OSError):
-                stat = path.stat()
-                found.append((stat.st_mtime_ns, stat.st_size, path))
-        excess = sum(size for _, size, _ in found) - self._settings.max_cache_bytes_per_tenant
-        young_ns, removed = self._clock.now_ns() - _YOUNG_NS, 0
-        for used_at_ns, size, path in sorted(found):
+        found = _files(self.blobs_dir.glob(f"*/{BLOBS}/*"))
+        now_ns, removed = self._clock.now_ns(), 0
+        for used_at_ns, _, path in _files(self.blobs_dir.glob(f"*/{PARTIAL}/*/*")):
+            if used_at_ns < now_ns - _ABANDONED_NS:
+                path.unlink(missing_ok=True)
+        excess = sum(size for _, size, _ in found) - self._settings.max_cache_bytes
+        for used_at_ns, size, path in found:
             if excess <= 0:
                 break
-            if self._used[tenant_id, path.name] or used_at_ns > young_ns:
+            if self._used[path.name] or used_at_ns > now_ns - _YOUNG_NS:
                 continue
             path.unlink(missing_ok=True)
             excess -= size
             removed += 1
         return removed
 
-    def evict_all(self) -> int:
-        """`evict` for every tenant."""
-        return sum(self.evict(path.name) for path in self.blobs_dir.glob("*"))
 
-
-def _arrived(store: Path, arriving: Path, layers: Sequence[Descriptor]) -> int:
-    """Bytes of layers that are here: whole ones in the store, parts where skopeo writes them."""
-    done = 0
-    for layer in layers:
-        if (store / "sha256" / layer.digest.removeprefix("sha256:")).exists():
-            done += layer.size_bytes
-    for path in arriving.glob("oci-put-blob*"):
+def _files(paths: Iterable[Path]) -> list[tuple[int, int, Path]]:
+    """Time, size and path of each, the oldest first."""
+    found: list[tuple[int, int, Path]] = []
+    for path in paths:
         with suppress(OSError):
-            done += path.stat().st_size
-    return min(done, sum(layer.size_bytes for layer in layers))
+            stat = path.stat()
+            found.append((stat.st_mtime_ns, stat.st_size, path))
+    return sorted(found)

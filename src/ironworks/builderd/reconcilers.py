@@ -34,7 +34,7 @@ def reconcilers(
         return Report(counts={"scratch": left, "uploads": await uploads.sweep()})
 
     async def sweep() -> Report:
-        evicted = await asyncio.to_thread(reach.evict_all)
+        evicted = await asyncio.to_thread(reach.evict)
         again = await choices.encrypt_again()
         keys = await builds.forget_keys()
         return Report(counts={"keys": keys, "blobs": evicted, "credentials": again})

@@ -26,7 +26,9 @@ from ironworks.runtime.process import run
 
 FLATTEN = (sys.executable, "-I", "-B", "-m", "ironworks.builderd.flatten")
 """The program that flattens; its plan comes on standard input."""
-_PROGRAMS = ("ironworks.builderd.flatten.run",)
+REGISTRY = (*FLATTEN[:-1], "ironworks.builderd.registry")
+"""The program that asks registries, likewise."""
+_PROGRAMS = ("ironworks.builderd.flatten.run", "ironworks.builderd.registry.fetch")
 _WARM_UP_SECONDS = 60.0
 _LINE_BYTES = 64 << 20
 _SAID_BYTES = 1 << 20
@@ -40,6 +42,7 @@ _NETWORK_FILES = (
     "/etc/hosts",
     "/etc/nsswitch.conf",
     "/etc/ssl",
+    "/etc/gai.conf",
     "/usr/local/share/ca-certificates",
 )
 
@@ -88,7 +91,7 @@ class Sandbox:
         return [*argv, "--chdir", "/", "--", *command]
 
 
-def _python() -> dict[str, Path]:
+def python_paths() -> dict[str, Path]:
     """Paths that our own Python needs beside /usr."""
     needed = {Path(sys.prefix), Path(sys.base_prefix), _PACKAGE_ROOT}
     return {str(path): path for path in needed if not path.is_relative_to("/usr")}
@@ -114,7 +117,7 @@ async def _start(argv: Sequence[str]) -> asyncio.subprocess.Process:
 def flatten_sandbox(plan: Plan, *, blobs: Sequence[Path], scratch: Path) -> Sandbox:
     """Where `FLATTEN` runs; see `run_flatten`."""
     return Sandbox(
-        readable={**_python(), **{f"/blobs/{n}": path for n, path in enumerate(blobs)}},
+        readable={**python_paths(), **{f"/blobs/{n}": path for n, path in enumerate(blobs)}},
         writable={"/scratch": scratch},
         # One tar may be as large as all of them together; headers and inode tables come on top.
         file_bytes=2 * plan.limits.unpacked_bytes + 1024 * plan.limits.file_count + (1 << 20),
@@ -153,27 +156,54 @@ async def run_flatten(
         Internal: the process died; the context has the end of what it said.
     """
     sandbox = flatten_sandbox(plan, blobs=blobs, scratch=scratch)
+    name = f"{scratch.name}.flatten"
+    return read_flattened(await ask(FLATTEN, sandbox, encode(plan), on_step, groups, name))
+
+
+async def ask(
+    command: Sequence[str],
+    sandbox: Sandbox,
+    plan: str,
+    on_step: OnStep,
+    groups: BuildGroups | None,
+    name: str,
+) -> dict[str, Any]:
+    """Give a program of ours its plan; answers its result.
+
+    Args:
+        command: `FLATTEN` or `REGISTRY`.
+        sandbox: What it sees.
+        plan: Goes to its standard input.
+        on_step: See `run_flatten`.
+        groups: Where the process gets its cgroup; None: it has no limits of that kind.
+        name: Of the cgroup.
+
+    Raises:
+        IronError: what it refused.
+        ResourceExhausted: it needed more memory than it may have.
+        Internal: it died; the context has the end of what it said.
+    """
     async with AsyncExitStack() as held:
         group = None
         if groups is not None:
-            group = await held.enter_async_context(groups.held(f"{scratch.name}.flatten"))
+            group = await held.enter_async_context(groups.held(name))
             sandbox = replace(sandbox, join_paths=group.join_paths)
-        last, said, status = await _run(sandbox, plan, on_step)
+        last, said, status = await _run(sandbox.argv(command), plan, on_step)
         if group is not None and "result" not in last:
             group.check_memory()
     if "result" in last:
-        return read_flattened(last["result"])
+        return last["result"]
     if "error" in last:
         raise _error(last)
     raise died(status, said)
 
 
 async def _run(
-    sandbox: Sandbox, plan: Plan, on_step: OnStep
+    argv: Sequence[str], plan: str, on_step: OnStep
 ) -> tuple[dict[str, Any], str, int | None]:
-    process = await _start(sandbox.argv(FLATTEN))
+    process = await _start(argv)
     try:
-        last, said = await _converse(process, encode(plan), on_step)
+        last, said = await _converse(process, plan, on_step)
     finally:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):

@@ -120,10 +120,13 @@ class Resolved:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pulled:
-    """An image that is on this machine: its manifest, and the directory of its blobs."""
+    """An image that is on this machine: its manifest, and the directory of its blobs.
+
+    Of a registry's image the blobs may not be here yet.
+    """
 
     manifest: bytes
-    blobs: Path
+    blobs: Path = Path()
 
 
 class PolicyOutcome(StrEnum):
@@ -377,10 +380,22 @@ class BuilderSettings(Settings):
     default_registry: str = Field(
         default="docker.io", description="Registry of image references that name none."
     )
-    max_cache_bytes_per_tenant: int = Field(
-        default=20 * GIB,
+    private_registries: list[str] = Field(
+        default_factory=list[str],
+        description=(
+            "Registries, and hosts that they send their clients on to, that may be at addresses "
+            "which are not public, such as 10.0.0.0/8. Insecure registries and mirrors may be."
+        ),
+    )
+    registry_stall_seconds: float = Field(
+        default=60.0,
+        gt=0,
+        description="A registry that sends next to nothing (1 KiB a second) so long is given up.",
+    )
+    max_cache_bytes: int = Field(
+        default=40 * GIB,
         ge=0,
-        description="Bytes of pulled layers kept for a tenant's next builds; the least used go.",
+        description="Bytes of pulled layers kept for next builds; the least lately used go.",
     )
     max_upload_bytes_per_tenant: int = Field(
         default=32 * GIB, ge=0, description="Bytes of uploaded archives kept for a tenant."

@@ -1,4 +1,4 @@
-"""Passwords of registries: encrypted in the database, in a file only while a build needs them.
+"""Passwords of registries: encrypted in the database, and in no file.
 
 Fernet (AES-128-CBC and HMAC-SHA-256) of `cryptography`. The keys are a file of their own, one a
 line, the first encrypts. To change keys put a new line above the old one and restart builderd: what
@@ -7,7 +7,6 @@ is stored is encrypted again, and the old line can go.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import os
@@ -82,18 +81,6 @@ class Vault:
             password = self.decrypt(credential)
             return self.encrypt(credential.tenant_id, credential.scope, password)
         return credential.secret
-
-    def write_login(self, credential: Credential, path: Path) -> None:
-        """Write the file from which skopeo takes the credential; only we can read it.
-
-        Raises:
-            DataLoss: see `decrypt`.
-        """
-        pair = f"{credential.username}:{self.decrypt(credential)}"
-        auth = base64.b64encode(pair.encode()).decode()
-        fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        with os.fdopen(fd, "w") as file:
-            json.dump({"auths": {credential.scope: {"auth": auth}}}, file)
 
 
 def _make_key(path: Path) -> None:

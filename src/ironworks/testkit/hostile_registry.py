@@ -46,6 +46,7 @@ CONFIG = _json(
         "rootfs": {"type": "layers", "diff_ids": [_digest(LAYER)]},
     }
 )
+LAYER_DIGEST = _digest(LAYER)
 HONEST = _json(
     {
         "schemaVersion": 2,
@@ -58,10 +59,12 @@ HONEST = _json(
 
 @dataclass
 class HostileRegistry:
-    """Where it is, and what was asked of it."""
+    """Where it is, what was asked of it, and which parts of blobs."""
 
     address: str = ""
     asked: list[str] = field(default_factory=list[str])
+    ranges: list[str] = field(default_factory=list[str])
+    broken: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,7 @@ class _Request:
     registry: HostileRegistry
     reference: str
     writer: asyncio.StreamWriter
+    part: str = ""
 
     async def answer(
         self, status: str, body: bytes = b"", *headers: str, length: int | None = None
@@ -124,6 +128,10 @@ async def _nested(request: _Request) -> None:
     await request.manifest(index, INDEX_TYPE)
 
 
+def _to(place: str) -> Handler:
+    return lambda it: it.answer("307 Temporary Redirect", b"", f"Location: {place}")
+
+
 MANIFESTS: dict[str, Handler] = {
     "hang": _hang,
     "slow": _slow,
@@ -134,6 +142,13 @@ MANIFESTS: dict[str, Handler] = {
     "html": lambda it: it.answer("200 OK", b"<html>log in</html>", "Content-Type: text/html"),
     "deep": lambda it: it.manifest(b'{"layers":' + b"[" * 200_000),
     "circle": _redirect_in_circles,
+    "to-metadata": _to("http://169.254.169.254/latest/meta-data/"),
+    "to-loopback": _to("https://127.0.0.1:9/v2/x/manifests/1"),
+    "to-private": _to("https://[fd00::1]/v2/x/manifests/1"),
+    "to-file": _to("file:///etc/passwd"),
+    "token-elsewhere": lambda it: it.answer(
+        "401 Unauthorized", b"{}", 'WWW-Authenticate: Bearer realm="https://10.0.0.1/token"'
+    ),
     "huge": _huge,
     "nested": _nested,
     "schema1": lambda it: it.manifest(
@@ -165,6 +180,19 @@ async def _elsewhere(request: _Request) -> None:
     await request.answer("307 Temporary Redirect", b"", f"Location: {place}")
 
 
+async def _breaks_once(request: _Request) -> None:
+    """Half of it; and the rest to whoever comes back for it."""
+    half = len(LAYER) // 2
+    if request.part == f"bytes={half}-":
+        found = f"Content-Range: bytes {half}-{len(LAYER) - 1}/{len(LAYER)}"
+        await request.answer("206 Partial Content", LAYER[half:], found)
+    elif request.registry.broken:
+        await request.answer("200 OK", LAYER)
+    else:
+        request.registry.broken = True
+        await request.answer("200 OK", LAYER[:half], length=len(LAYER))
+
+
 BLOBS: dict[str, Handler] = {
     "other-bytes": _other_bytes,
     "more-bytes": lambda it: it.answer("200 OK", LAYER + bytes(100)),
@@ -173,16 +201,28 @@ BLOBS: dict[str, Handler] = {
     "elsewhere": _elsewhere,
     "gone": lambda it: it.answer("404 Not Found", b"{}"),
     "hang-bytes": _hang,
+    "blob-to-loopback": _to("https://localhost/layer"),
+    "blob-to-metadata": _to("http://169.254.169.254/layer"),
 }
+
+
+ONCE: dict[str, Handler] = {
+    "breaks-once": _breaks_once,
+    "denied-bytes": lambda it: it.answer("403 Forbidden", b"{}"),
+}
+"""What is not simply refused."""
 
 
 async def _serve(request: _Request, repository: str, kind: str) -> None:
     if kind == "manifests":
         await MANIFESTS.get(repository, lambda it: it.manifest(HONEST))(request)
-    elif request.reference == _digest(CONFIG):
+        return
+    if request.part:
+        request.registry.ranges.append(request.part)
+    if request.reference == _digest(CONFIG):
         await request.answer("200 OK", CONFIG)
     else:
-        await BLOBS.get(repository, lambda it: it.answer("200 OK", LAYER))(request)
+        await (BLOBS | ONCE).get(repository, lambda it: it.answer("200 OK", LAYER))(request)
 
 
 @asynccontextmanager
@@ -194,13 +234,14 @@ async def hostile_registry() -> AsyncGenerator[HostileRegistry]:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             first = await reader.readexactly(1)
             if first == _TLS_HELLO:
-                writer.close()  # clients try TLS first
+                writer.close()
                 return
             head = (first + await reader.readuntil(b"\r\n\r\n")).decode()
             path = head.split(" ", 2)[1]
             registry.asked.append(path)
             parts = path.strip("/").split("/")
-            request = _Request(registry, parts[-1], writer)
+            part = next((line[7:] for line in head.split("\r\n") if line.startswith("Range: ")), "")
+            request = _Request(registry, parts[-1], writer, part)
             if len(parts) == 4 and parts[0] == "v2":  # noqa: PLR2004 - v2/NAME/KIND/REFERENCE
                 await _serve(request, parts[1], parts[2])
             else:

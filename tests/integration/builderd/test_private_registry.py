@@ -68,7 +68,14 @@ async def test_who_has_proved_access_and_nobody_else(
         other = await built(world, asked, "tnt_b")
         assert other.failure is not None
         assert other.failure.code == "permission_denied"
-    assert not list((world.reach.blobs_dir / "tnt_b").glob("sha256/*"))
+    assert not list(world.reach.blobs_dir.glob("*/partial/tnt_b/*"))
+    # With a credential of its own it gets them, and nothing is sent twice.
+    await world.choices.set_credential("tnt_b", registry, "bot", "s3cret")
+    kept = {path: path.stat().st_ino for path in world.reach.blobs_dir.glob("*/sha256/*")}
+    shared = await built(world, image, "tnt_b")
+    assert shared.failure is None
+    assert not shared.reused_build_id
+    assert {path: path.stat().st_ino for path in world.reach.blobs_dir.glob("*/sha256/*")} == kept
     await world.choices.delete_credential("tnt_a", f"{registry}/acme")
     assert (await built(world, image, "tnt_a")).failure is not None
     # Neither the disk nor the log has the password.

@@ -103,7 +103,6 @@ async def ended(world: BuildWorld) -> list[Build]:
 def left(directory: Path) -> list[Path]:
     return [
         *(directory / "builderd" / "scratch").glob("*/*"),
-        *(directory / "builderd" / "blobs").glob("*/pulls/*/*"),
         *(directory / "assets" / "staging").iterdir(),
     ]
 

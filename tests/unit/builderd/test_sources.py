@@ -29,17 +29,12 @@ from ironworks.builderd.sources.local import (
     read_blob,
     resolve_layout,
 )
-from ironworks.builderd.sources.skopeo import explain
 from ironworks.builderd.types import Descriptor, ImageReference, Transport
 from ironworks.model.errors import (
     FailedPrecondition,
-    Internal,
     InvalidRequest,
     IronError,
     NotFound,
-    PermissionDenied,
-    ResourceExhausted,
-    Unavailable,
     Unimplemented,
 )
 from ironworks.testkit import images
@@ -282,22 +277,3 @@ def test_indexes_in_indexes_end(tmp_path: Path) -> None:
     layout.tag(latest=inner)
     with pytest.raises(InvalidRequest, match="nested"):
         resolve_layout(tmp_path, "latest")
-
-
-@pytest.mark.parametrize(
-    ("said", "error"),
-    [
-        ("reading manifest 9 in x: manifest unknown", NotFound),
-        ("unauthorized: authentication required", PermissionDenied),
-        ("toomanyrequests: rate exceeded", Unavailable),
-        ("dial tcp: lookup nowhere: no such host", Unavailable),
-        ("dial tcp 127.0.0.1:1: connect: connection refused", Unavailable),
-        ("write /x: no space left on device", ResourceExhausted),
-        ("something new", Internal),
-    ],
-)
-def test_what_skopeo_says_is_told_plainly(said: str, error: type[IronError]) -> None:
-    found = explain("app:1", f"level=fatal msg={said}")
-    assert type(found) is error
-    assert "app:1" in found.message
-    assert "level=fatal" not in str(found)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -70,11 +69,3 @@ def test_keys_that_others_can_read_or_that_are_none_are_refused(tmp_path: Path) 
     path.write_text("")
     with pytest.raises(FailedPrecondition, match="something else than keys"):
         Vault(path)
-
-
-def test_the_login_file_is_ours_alone(tmp_path: Path) -> None:
-    vault = Vault(tmp_path / "keys")
-    vault.write_login(stored(vault), tmp_path / "login.json")
-    assert stat.S_IMODE((tmp_path / "login.json").stat().st_mode) == 0o600
-    written = json.loads((tmp_path / "login.json").read_text())
-    assert written == {"auths": {"ghcr.io": {"auth": "Ym90OnMzY3JldA=="}}}
