@@ -81,6 +81,9 @@ async def boot_vm(
         vm = await context.read(vm.vm_id)
     if vm.state is VmState.RUNNING:
         return vm
+    if vm.state is VmState.FAILED and once is not None and await context.is_repeated(once):
+        # Its first call was not waited for to the end: this one is told how that went.
+        raise FailedPrecondition(f"VM {vm.vm_id} did not boot: {vm.reason}")
     decide.check_transition(vm, VmState.BOOTING)
     handle = context.handles.get(vm.vm_id)
     if handle is None:

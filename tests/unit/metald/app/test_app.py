@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from ironworks.metald.app import boot, create, queries, stop
+from ironworks.metald.app.context import Once
 from ironworks.metald.app.stop import Shutdown
 from ironworks.metald.drivers.driver import DriverError, ExitKind, ExitReport
 from ironworks.metald.steps import Step
@@ -132,6 +133,17 @@ async def test_a_repeated_boot_that_failed_says_why(w: World) -> None:
     w.driver.vmms[vm.vm_id].end(CRASH)
     with pytest.raises(FailedPrecondition, match="SIGSEGV"):
         await boot.boot_vm(w.context, booting, timeout_seconds=60, detach=False)
+
+
+async def test_a_boot_that_comes_again_with_its_key_is_told_how_the_first_ended(w: World) -> None:
+    w.driver.ready_at_once = False
+    vm, once = await created(w), Once(scope="BootVm", key="k", request=b"")
+    await boot.boot_vm(w.context, vm, timeout_seconds=60, detach=True, once=once)
+    w.driver.vmms[vm.vm_id].end(CRASH)
+    failed = await until(w, vm.vm_id, S.FAILED)
+    for again, said in ((once, "did not boot: .*SIGSEGV"), (None, "cannot become booting")):
+        with pytest.raises(FailedPrecondition, match=said):
+            await boot.boot_vm(w.context, failed, timeout_seconds=60, detach=False, once=again)
 
 
 @pytest.mark.parametrize("seconds", [0.5, 601])
