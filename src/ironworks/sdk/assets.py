@@ -13,8 +13,9 @@ from protobuf import Oneof
 from ironworks.gen.ironworks.assetmanagerd.v1 import asset_pb
 from ironworks.gen.ironworks.assetmanagerd.v1.asset_connect import AssetServiceClient
 from ironworks.gen.ironworks.common.v1 import common_pb
-from ironworks.model.errors import InvalidRequest, IronError, NotFound
+from ironworks.model.errors import InvalidRequest, IronError, NotFound, Unavailable
 from ironworks.model.units import MIB
+from ironworks.sdk.jobs import MAX_BROKEN_STREAMS
 from ironworks.sdk.resource import DEFAULT_LIMIT, Page, Resource, present, walk
 
 CHUNK_BYTES = MIB
@@ -22,6 +23,9 @@ VERIFY_TIMEOUT_SECONDS = 600.0
 _ATTEMPTS = 5
 """Attempts to send on that bring an upload no further, until it is given up."""
 _WAIT_SECONDS = 1.0
+SILENCE_SECONDS = 60.0
+"""A watch tells every 15 s how far it is: one that is silent for so long has broken."""
+_MAX_WAIT_SECONDS = 5.0
 
 
 def _read(path: Path, offset_bytes: int) -> bytes:
@@ -92,18 +96,56 @@ class Assets(Resource):
     ) -> AsyncGenerator[asset_pb.WatchAssetsResponse]:
         """Changes of state as they happen; without an end.
 
-        A message without an event only says how far the watch has come. A stream that breaks
-        raises: watch again after the last `sequence`.
+        A message without an event only says how far the watch has come. A stream that breaks, or
+        is silent for too long, is taken up where it was left: no change is lost or told twice.
 
         Args:
             chosen: Only these; `states` applies to the state after the change.
             after_sequence: Go on after this; 0: from now on.
+
+        Raises:
+            FailedPrecondition: the history no longer reaches back so far: list, then watch anew.
+            Unavailable: the platform was away for longer than a restart takes.
         """
+        broken, position = 0, after_sequence
+        while True:
+            failure: Exception | None = None
+            try:
+                async with aclosing(self._changes(chosen, position)) as messages:
+                    is_first = True
+                    async for message in messages:
+                        if not is_first or message.event is not None:
+                            broken = 0
+                        is_first, position = False, message.sequence
+                        yield message
+            except IronError as error:
+                if not error.retryable:
+                    raise
+                failure = error
+            if broken >= MAX_BROKEN_STREAMS:
+                raise Unavailable(
+                    f"Changes of assets cannot be followed: {failure or 'every stream ends.'}",
+                    hint=f"Watch again, after {position}.",
+                )
+            broken += 1
+            await self._connection.clock.sleep(min(0.1 * 2**broken, _MAX_WAIT_SECONDS))
+
+    async def _changes(
+        self, chosen: asset_pb.AssetFilter | None, after_sequence: int
+    ) -> AsyncGenerator[asset_pb.WatchAssetsResponse]:
+        """One stream of them; ends when nothing comes for so long that it must have broken."""
         request = asset_pb.WatchAssetsRequest(filter=chosen, after_sequence=after_sequence)
         async with aclosing(
             self._connection.stream(AssetServiceClient, AssetServiceClient.watch_assets, request)
         ) as messages:
-            async for message in messages:
+            while True:
+                try:
+                    async with asyncio.timeout(SILENCE_SECONDS):
+                        message = await anext(messages, None)
+                except TimeoutError:
+                    return
+                if message is None:
+                    return
                 yield message
 
     async def archive(self, asset_id: str, *, reason: str = "") -> asset_pb.Asset:

@@ -223,6 +223,8 @@ class _Assets(_Handlers, AssetService):
         self, request: asset_pb.WatchAssetsRequest, ctx: Any
     ) -> AsyncIterator[asset_pb.WatchAssetsResponse]:
         self._api.ask("WatchAssets", request)
+        if request.after_sequence > 6:  # noqa: PLR2004 - all there is has been told
+            raise FailedPrecondition("The history is complete after 9 only.")
         yield asset_pb.WatchAssetsResponse(sequence=6)
         yield asset_pb.WatchAssetsResponse(
             sequence=7,

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ironworks.gen.ironworks.assetmanagerd.v1 import asset_pb
-from ironworks.model.errors import InvalidRequest, NotFound, Unavailable
-from ironworks.sdk import AsyncIronworks
+from ironworks.model.errors import FailedPrecondition, InvalidRequest, NotFound, Unavailable
+from ironworks.sdk import AsyncIronworks, assets
 from ironworks.testkit.fakeapi import FakeApi
 from ironworks.testkit.fakenouns import ASSET_ID
 
@@ -70,3 +70,39 @@ async def test_verify(api: FakeApi, client: AsyncIronworks) -> None:
     api.damage = "The bytes of this asset are gone."
     found = await client.assets.verify(ASSET_ID)
     assert (found.intact, found.problem) == (False, api.damage)
+
+
+async def test_a_broken_watch_goes_on_where_it_was_left(
+    api: FakeApi, client: AsyncIronworks
+) -> None:
+    api.fail("WatchAssets", Unavailable("It is restarted."), times=2)
+    watch = client.assets.watch(after_sequence=5)
+    assert [(await anext(watch)).sequence for _ in range(2)] == [6, 7]
+    # What a watch cannot mend ends it.
+    with pytest.raises(FailedPrecondition, match="complete after 9"):
+        await anext(watch)
+    asked = [
+        one.after_sequence
+        for one in api.asked["WatchAssets"]
+        if isinstance(one, asset_pb.WatchAssetsRequest)
+    ]
+    assert asked == [5, 5, 5, 7]
+
+
+async def test_a_watch_of_a_platform_that_stays_away_says_where_to_go_on(
+    api: FakeApi, client: AsyncIronworks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assets, "MAX_BROKEN_STREAMS", 2)
+    api.fail("WatchAssets", Unavailable("away"), times=1000)
+    with pytest.raises(Unavailable, match="away") as error:
+        await anext(client.assets.watch(after_sequence=5))
+    assert error.value.hint == "Watch again, after 5."
+
+
+async def test_a_watch_that_is_silent_for_too_long_is_begun_again(
+    api: FakeApi, client: AsyncIronworks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assets, "MAX_BROKEN_STREAMS", 2)
+    monkeypatch.setattr(assets, "SILENCE_SECONDS", 0.0)
+    with pytest.raises(Unavailable, match="every stream ends"):
+        await anext(client.assets.watch(after_sequence=5))

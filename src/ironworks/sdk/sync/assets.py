@@ -50,12 +50,16 @@ class Assets:
     ) -> Generator[asset_pb.WatchAssetsResponse]:
         """Changes of state as they happen; without an end.
 
-        A message without an event only says how far the watch has come. A stream that breaks
-        raises: watch again after the last `sequence`.
+        A message without an event only says how far the watch has come. A stream that breaks, or
+        is silent for too long, is taken up where it was left: no change is lost or told twice.
 
         Args:
             chosen: Only these; `states` applies to the state after the change.
             after_sequence: Go on after this; 0: from now on.
+
+        Raises:
+            FailedPrecondition: the history no longer reaches back so far: list, then watch anew.
+            Unavailable: the platform was away for longer than a restart takes.
         """
         return self._portal.iterate(self._inner.watch(chosen=chosen, after_sequence=after_sequence))
 
