@@ -51,8 +51,11 @@ def measure_once(platform: PlatformFile) -> dict[str, float]:
     return parts
 
 
-async def deploy_idle(platform: PlatformFile, name: str, count: int) -> None:
-    """`count` VMs of the fake driver: real namespaces and cgroups, nothing that runs in them."""
+async def deploy_idle(platform: PlatformFile, name: str, count: int) -> str:
+    """`count` VMs of the fake driver: real namespaces and cgroups, nothing that runs in them.
+
+    Answers the API key of their tenant.
+    """
     data_dir = Path(platform.data_dir)
     async with AsyncIronworks(data_dir=data_dir) as operator:
         tenant = await operator.tenants.create(name)
@@ -62,6 +65,7 @@ async def deploy_idle(platform: PlatformFile, name: str, count: int) -> None:
     spec = DeploySpec(image=image, replicas=count, memory_bytes=64 * MIB)
     async with AsyncIronworks(platform.api_url, key.secret, platform.ca_file) as api:
         await deploy(api, spec)
+    return key.secret
 
 
 async def per_vm_kib(*, quick: bool) -> float:
