@@ -15,22 +15,14 @@ from ironworks.metald.guest.build import Guest
 from ironworks.model.units import MIB
 
 UID = 1_900_001
-APPLETS = (
-    "sh",
-    "httpd",
-    "cat",
-    "id",
-    "env",
-    "sleep",
-    "mount",
-    "grep",
-    "head",
-    "hostname",
-    "kill",
-    "ip",
-    "rm",
-    "touch",
-)
+IMAGE_INIT = """#!/bin/sh
+echo "process $$: $0 $*"
+exec 3</dev/input/event0
+echo waits
+head -c 1 <&3 >/dev/null && echo the button was pressed
+poweroff -f
+"""
+APPLETS = ("sh", "httpd", "cat", "id", "env", "sleep", "mount", "grep", "head", "hostname", "kill")
 NETNS = "iwtest-qemu"
 TAP = "iwtap0"
 GATEWAY = "172.16.0.1"
@@ -41,12 +33,9 @@ def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True)
 
 
-def make_rootfs(
-    directory: Path, file_system: str = "squashfs", *, programs: tuple[Path, ...] = ()
-) -> Path:
-    """A file system around busybox, with two users, a page, and `programs` in its /bin."""
-    tree = directory / "tree"
-    for name in ("bin", "etc", "www", "app"):
+def make_tree(tree: Path, *, programs: tuple[Path, ...] = ()) -> None:
+    """An image's files: busybox, two users, a page, an init, and `programs` in its /bin."""
+    for name in ("bin", "sbin", "etc", "www", "app"):
         (tree / name).mkdir(parents=True)
     shutil.copy("/usr/bin/busybox", tree / "bin/busybox")
     for applet in APPLETS:
@@ -58,7 +47,17 @@ def make_rootfs(
     (tree / "etc/resolv.conf").symlink_to("../run/nowhere/resolv.conf")
     (tree / "www/index.html").write_text("it works\n")
     (tree / "app/loop").write_text("#!/lib/no-such-loader\n")
-    (tree / "app/loop").chmod(0o755)
+    (tree / "sbin/init").write_text(IMAGE_INIT)
+    for name in ("app/loop", "sbin/init"):
+        (tree / name).chmod(0o755)
+
+
+def make_rootfs(
+    directory: Path, file_system: str = "squashfs", *, programs: tuple[Path, ...] = ()
+) -> Path:
+    """A file system of `make_tree`."""
+    tree = directory / "tree"
+    make_tree(tree, programs=programs)
     image = directory / f"rootfs.{file_system}"
     if file_system == "ext4":
         command = ["mke2fs", "-q", "-t", "ext4", "-d", str(tree), str(image), "8M"]

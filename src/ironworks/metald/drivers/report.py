@@ -17,6 +17,7 @@ from ironworks.metald.guest.control import BootFailed, Ended, find_last_word
 NOT_STARTED_STATUS = 127
 """`workload_status` of a workload that init could not start, as shells have it."""
 SEARCHED_LINES = 200
+_LINES_BEFORE_PANIC = 4
 _PANIC = "Kernel panic - not syncing: "
 StatusTale = Callable[[int], tuple[ExitKind, str] | None]
 """Tells what an exit status of a VMM means; None if it means nothing special."""
@@ -45,11 +46,18 @@ class Remains:
     tale: StatusTale = lambda _: None
 
 
-def _panic(console: tuple[str, ...]) -> str | None:
-    for line in console:
+def _panic(report: ExitReport, console: tuple[str, ...]) -> ExitReport | None:
+    """The report of a panic; its console begins before the reason: a long trace follows it."""
+    for index, line in enumerate(console):
         _, found, reason = line.partition(_PANIC)
         if found:
-            return reason.strip()
+            first = max(0, min(index - _LINES_BEFORE_PANIC, len(console) - CONSOLE_TAIL_LINES))
+            return replace(
+                report,
+                kind=ExitKind.PANIC,
+                sentence=f"The guest's kernel panicked: {reason.strip().rstrip('.')}.",
+                console_tail=console[first : first + CONSOLE_TAIL_LINES],
+            )
     return None
 
 
@@ -75,12 +83,7 @@ def explain(remains: Remains) -> ExitReport:
         )
     if remains.killed:
         return replace(report, kind=ExitKind.KILLED, sentence="The VM was ended by force.")
-    panic = _panic(remains.console)
-    if panic is not None:
-        return replace(
-            report, kind=ExitKind.PANIC, sentence=f"The guest's kernel panicked: {panic}"
-        )
-    return _explain_status(report, remains)
+    return _panic(report, remains.console) or _explain_status(report, remains)
 
 
 def _explain_status(report: ExitReport, remains: Remains) -> ExitReport:

@@ -60,6 +60,14 @@ def test_the_console_is_cut_to_its_last_lines() -> None:
     assert explain(replace(NOTHING, console=console)).console_tail == console[-CONSOLE_TAIL_LINES:]
 
 
+def test_the_console_of_a_panic_begins_before_its_reason() -> None:
+    trace = tuple(f"trace {number}" for number in range(100))
+    report = explain(replace(NOTHING, console=(*trace, "before", PANIC, *trace)))
+    assert report.console_tail[3:6] == ("before", PANIC, "trace 0")
+    assert len(report.console_tail) == CONSOLE_TAIL_LINES
+    assert explain(replace(NOTHING, console=("before", PANIC))).console_tail == ("before", PANIC)
+
+
 def test_the_logs_are_read(tmp_path: Path) -> None:
     (tmp_path / "console").write_text("one\r\n\n\x1b[1mtwo\n")
     remains = collect(
