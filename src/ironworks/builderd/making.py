@@ -209,6 +209,7 @@ class Maker:
                 lines += policies.judge_refusal(error)
                 _refuse(policy, lines)
                 raise
+        lines += policies.judge_user(policy, image.config, made.user_id)
         lines += policies.judge_tree(policy, made.findings, made.unpacked_bytes, made.file_count)
         await self._register(build, made, image, policies.report(policy, lines, ""), scratch)
 
@@ -245,6 +246,7 @@ class Maker:
                 free_bytes=limits.min_free_bytes,
             ),
             processors=limits.build_processors,
+            user=image.config.user,
         )
 
     async def _register(
@@ -418,6 +420,7 @@ class Maker:
                     raise
                 why_not = "Not looked at: another limit was met before."
                 return policies.report(policy, [*lines, *limit], why_not), resolved.digest
+        lines += policies.judge_user(policy, opened.config, made.user_id)
         lines += policies.judge_tree(policy, made.findings, made.unpacked_bytes, made.file_count)
         return policies.report(policy, lines, ""), resolved.digest
 

@@ -299,6 +299,21 @@ def judge_config(policy: Policy, config: ImageConfig) -> list[PolicyLine]:
     return [user, _line("required_labels", passed=not missing, message=text)]
 
 
+def judge_user(policy: Policy, config: ImageConfig, user_id: int | None) -> list[PolicyLine]:
+    """What the image's own `/etc/passwd` tells of its user, if that matters.
+
+    Args:
+        policy: In force.
+        config: Names the user.
+        user_id: Who that is in the image; None: nobody.
+    """
+    if not policy.non_root_required or (user_id is not None and user_id > 0):
+        return []
+    who = "is user 0" if user_id == 0 else "is nobody"
+    text = f"The image runs as {config.user[:64]!r}, who {who} in its /etc/passwd."
+    return [_line("non_root_required", passed=False, message=text)]
+
+
 def judge_tree(
     policy: Policy, findings: Iterable[Finding], unpacked_bytes: int, file_count: int
 ) -> list[PolicyLine]:

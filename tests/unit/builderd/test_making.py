@@ -15,6 +15,7 @@ from ironworks.testkit.builds import TENANT, BuildWorld, build_world
 from ironworks.testkit.images import File
 
 KEY = b"-----BEGIN RSA PRIVATE KEY-----\n" + b"A" * 200
+PASSWD = b"root:x:0:0::/:/bin/sh\ntoor:x:0:0::/:/bin/sh\napp:x:7:7::/:/bin/sh\n"
 SETUID = File(name="su", data=b"x", mode=0o4755)
 
 
@@ -88,7 +89,9 @@ async def test_each_limit_refuses_a_build_and_a_trial(
 
 
 async def test_a_trial_says_all_and_builds_nothing(world: BuildWorld) -> None:
-    reference = world.image("app", b"x", SETUID, File(name="key.pem", data=KEY), User="app")
+    passwd = File(name="etc/passwd", data=PASSWD)
+    key = File(name="key.pem", data=KEY)
+    reference = world.image("app", b"x", SETUID, key, passwd, User="app")
     policy = Policy(
         actions={Rule.SETUID_FILES: Action.REFUSE, Rule.PRIVATE_KEYS: Action.STRIP},
         non_root_required=True,
@@ -103,6 +106,23 @@ async def test_a_trial_says_all_and_builds_nothing(world: BuildWorld) -> None:
     assert in_force.outcome is PolicyOutcome.PASSED
     assert world.assets.usable == set()
     assert list(world.worker.scratch_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("user", "said"), [("toor", "is user 0"), ("absent", "is nobody"), ("0:9", "runs as root")]
+)
+async def test_who_is_root_is_looked_up_in_the_image(
+    world: BuildWorld, user: str, said: str
+) -> None:
+    reference = world.image("app", b"x", File(name="etc/passwd", data=PASSWD), User=user)
+    policy = Policy(non_root_required=True)
+    report, _ = await world.choices.evaluate(TENANT, reference, policy)
+    assert line(report, "non_root_required") is PolicyOutcome.REFUSED
+    await set_policy(world, policy)
+    build = await world.build(reference)
+    assert build.failure is not None
+    assert said in build.failure.message
+    assert world.assets.usable == set()
 
 
 async def test_what_was_not_looked_at_is_said(world: BuildWorld) -> None:

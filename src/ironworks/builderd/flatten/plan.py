@@ -79,6 +79,7 @@ class Plan:
         output: File to write; empty: only look, as when a policy is tried.
         format: `squashfs` or `ext4`.
         rules: What is done about what a policy objects to; what is absent is allowed.
+        user: Whom the image runs as, who is looked up in it.
     """
 
     layers: tuple[Layer, ...]
@@ -88,6 +89,7 @@ class Plan:
     rules: Mapping[Rule, Action] = field(default_factory=dict[Rule, Action])
     limits: Limits = field(default_factory=Limits)
     processors: int = 2
+    user: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +134,7 @@ class Flattened:
         notes: What a person should know, for the build's log.
         findings: One for each rule of the plan, in the order of `Rule`.
         packages: Sorted; at most 10,000, and a note says so where there are more.
+        user_id: Of the plan's user; None: the image does not know it.
     """
 
     sha256: str
@@ -141,6 +144,7 @@ class Flattened:
     notes: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
     packages: tuple[Package, ...] = ()
+    user_id: int | None = None
 
 
 def encode(value: Plan | Flattened) -> str:

@@ -18,6 +18,7 @@ from ironworks.builderd.flatten.progress import Progress, Say
 from ironworks.builderd.flatten.squashfs import write_squashfs
 from ironworks.builderd.flatten.survey import survey
 from ironworks.builderd.flatten.tree import Tree
+from ironworks.builderd.flatten.users import user_id
 from ironworks.model.errors import Internal
 
 _CHUNK_BYTES = 1 << 20
@@ -69,6 +70,7 @@ def flatten(plan: Plan, say: Say) -> Flattened:
         notes=notes,
         findings=findings,
         packages=packages,
+        user_id=user_id(contents.read(b"etc/passwd"), plan.user),
     )
 
 
