@@ -38,7 +38,7 @@ class Prepared:
         self._jails = data_dir / "jails"
         self._asset = asset
         kept = data_dir / "assets" / "objects" / "sha256"
-        self.stored = kept / asset.sha256[:2] / asset.sha256
+        (self.stored,) = kept.glob(f"??/{asset.sha256}*")
         self._lease_id = ""
         self._count = 0
         self.inodes: set[int] = set()

@@ -12,6 +12,7 @@ from hypothesis import settings
 
 from ironworks.storage.sql import sqlite_url
 from ironworks.testkit.postgres import NoPostgres, Postgres, postgres
+from ironworks.testkit.seaweed import Seaweed, seaweed
 
 # Machines are shared and slow: a deadline would measure them, not us.
 settings.register_profile("ironworks", deadline=None, print_blob=True)
@@ -57,6 +58,13 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return sqlite_url(tmp_path / "store.db")
     url: str = request.getfixturevalue("postgres_url")
     return url
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[Seaweed]:
+    """An S3 for all tests that ask."""
+    with seaweed() as server:
+        yield server
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

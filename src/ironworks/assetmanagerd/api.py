@@ -21,6 +21,7 @@ from ironworks.assetmanagerd.types import (
     AssetKind,
     AssetState,
     Facts,
+    HealthCheck,
     ImageConfig,
     Lease,
     LeaseFilter,
@@ -113,6 +114,19 @@ def _read_config(message: common_pb.ImageConfig | None) -> ImageConfig | None:
         exposed_ports=tuple(message.exposed_ports),
         stop_signal=message.stop_signal,
         labels=dict(sorted(message.labels.items())),
+        health_check=_read_health_check(message.health_check),
+    )
+
+
+def _read_health_check(message: common_pb.HealthCheck | None) -> HealthCheck | None:
+    if message is None:
+        return None
+    return HealthCheck(
+        test=tuple(message.test),
+        interval_ns=message.interval_ns,
+        timeout_ns=message.timeout_ns,
+        start_period_ns=message.start_period_ns,
+        retries=message.retries,
     )
 
 
@@ -128,6 +142,19 @@ def _config(config: ImageConfig | None) -> common_pb.ImageConfig | None:
         exposed_ports=list(config.exposed_ports),
         stop_signal=config.stop_signal,
         labels=dict(config.labels),
+        health_check=_health_check(config.health_check),
+    )
+
+
+def _health_check(check: HealthCheck | None) -> common_pb.HealthCheck | None:
+    if check is None:
+        return None
+    return common_pb.HealthCheck(
+        test=list(check.test),
+        interval_ns=check.interval_ns,
+        timeout_ns=check.timeout_ns,
+        start_period_ns=check.start_period_ns,
+        retries=check.retries,
     )
 
 

@@ -10,7 +10,6 @@ from sqlalchemy import Connection
 
 from ironworks.assetmanagerd import garbage_store, lease_store, store
 from ironworks.assetmanagerd.bytes.backend import AssetBytes
-from ironworks.assetmanagerd.bytes.locks import DigestLocks
 from ironworks.assetmanagerd.decide import (
     Event,
     check_asset_id,
@@ -54,14 +53,12 @@ class Registry:
         *,
         database: Database,
         files: AssetBytes,
-        locks: DigestLocks,
         settings: AssetSettings,
         clock: Clock,
         entropy: Entropy,
     ) -> None:
         self._database = database
         self._files = files
-        self._locks = locks
         self._settings = settings
         self._clock = clock
         self._entropy = entropy
@@ -182,7 +179,7 @@ class Registry:
             connection, asset, after, reason=reason, actor=actor, now_ns=now_ns
         )
         if after.state is AssetState.DELETED:
-            garbage_store.doom_if_orphaned(connection, asset.sha256, now_ns)
+            garbage_store.doom_if_orphaned(connection, asset.stored_as, now_ns)
         return after
 
     # --- bytes and garbage ------------------------------------------------------------------------
@@ -196,7 +193,7 @@ class Registry:
         asset = await self.get(who, asset_id)
         if asset.state in (AssetState.DELETED, AssetState.FAILED, AssetState.REGISTERED):
             return asset, f"It is {asset.state.value}; there are no bytes to verify."
-        problem = await self._files.kept.problem(asset.sha256, asset.size_bytes)
+        problem = await self._files.kept.problem(asset.stored_as, asset.size_bytes)
         if problem == asset.damage:
             return asset, problem
         now_ns = self._clock.now_ns()
@@ -260,7 +257,7 @@ class Registry:
                 now_ns=rule.now_ns,
             )
             for asset in gone:
-                if asset.sha256 not in orphaned:
+                if asset.stored_as not in orphaned:
                     again[asset.asset_id] = replace(again[asset.asset_id], freed_bytes=0)
             return again
 
@@ -285,14 +282,14 @@ class Registry:
                 return removed
             after = listed[-1]
 
-    async def _remove(self, sha256: str) -> bool:
-        async with self._locks.held(sha256):
-            in_use = await self._database.read(
-                lambda connection: garbage_store.sha256_in_use(connection, sha256)
-            )
-            if not in_use:
-                await self._files.kept.remove(sha256)
-            await self._database.write(lambda connection: garbage_store.undoom(connection, sha256))
+    async def _remove(self, name: str) -> bool:
+        # Nobody can begin to use it meanwhile, in no process: see `tables`.
+        in_use = await self._database.read(
+            lambda connection: garbage_store.in_use(connection, name)
+        )
+        if not in_use:
+            await self._files.kept.remove(name)
+        await self._database.write(lambda connection: garbage_store.undoom(connection, name))
         return not in_use
 
     async def sweep(self) -> Mapping[str, int]:

@@ -44,7 +44,7 @@ def delete_assets(
     """Make tombstones of records that were read in this transaction.
 
     Returns:
-        SHA-256 of the bytes that no record stands for any more; they are listed for removal.
+        Names of the objects that no record stands for any more; they are listed for removal.
     """
     if not assets:
         return frozenset()
@@ -72,16 +72,16 @@ def delete_assets(
             for asset in assets
         ],
     )
-    return _doom(connection, frozenset(asset.sha256 for asset in assets), now_ns)
+    return _doom(connection, frozenset(asset.stored_as for asset in assets), now_ns)
 
 
-def _doom(connection: Connection, digests: frozenset[str], now_ns: int) -> frozenset[str]:
-    kept = select(ASSETS.c.sha256).where(ASSETS.c.sha256.in_(digests), _is_live())
-    known = select(DOOMED.c.sha256).where(DOOMED.c.sha256.in_(digests))
-    orphaned = digests - set(connection.execute(kept).scalars())
+def _doom(connection: Connection, names: frozenset[str], now_ns: int) -> frozenset[str]:
+    kept = select(ASSETS.c.object_name).where(ASSETS.c.object_name.in_(names), _is_live())
+    known = select(DOOMED.c.object_name).where(DOOMED.c.object_name.in_(names))
+    orphaned = names - set(connection.execute(kept).scalars())
     fresh = orphaned - set(connection.execute(known).scalars())
     if fresh:
-        rows = [{"sha256": sha256, "at_ns": now_ns} for sha256 in sorted(fresh)]
+        rows = [{"object_name": name, "at_ns": now_ns} for name in sorted(fresh)]
         connection.execute(insert(DOOMED), rows)
     return orphaned
 
@@ -90,52 +90,55 @@ def _is_live() -> ColumnElement[bool]:
     return ASSETS.c.state.not_in(DEAD)
 
 
-def doom_if_orphaned(connection: Connection, sha256: str, now_ns: int) -> bool:
-    """List bytes for removal unless a live record stands for them; answers whether they are."""
-    return sha256 in _doom(connection, frozenset([sha256]), now_ns)
+def doom_if_orphaned(connection: Connection, name: str, now_ns: int) -> bool:
+    """List an object for removal unless a live record stands for it; answers whether it is."""
+    return name in _doom(connection, frozenset([name]), now_ns)
 
 
-def sha256_in_use(connection: Connection, sha256: str) -> bool:
-    """Whether a record that is neither FAILED nor DELETED stands for these bytes."""
-    term = and_(ASSETS.c.sha256 == sha256, _is_live())
+def in_use(connection: Connection, name: str) -> bool:
+    """Whether a record that is neither FAILED nor DELETED stands for this object."""
+    term = and_(ASSETS.c.object_name == name, _is_live())
     return connection.execute(select(exists().where(term))).scalar_one()
 
 
-def live_digests(connection: Connection, after: str, limit: int) -> dict[str, int]:
-    """SHA-256 → length of what live records stand for, from the first behind `after`."""
+def live_objects(connection: Connection, after: str, limit: int) -> dict[str, int]:
+    """Name → length of what live records stand for, from the first behind `after`."""
+    name = ASSETS.c.object_name
     statement = (
-        select(ASSETS.c.sha256, func.max(ASSETS.c.size_bytes))
-        .where(ASSETS.c.sha256 > after, _is_live(), ASSETS.c.state != AssetState.REGISTERED.value)
-        .group_by(ASSETS.c.sha256)
-        .order_by(ASSETS.c.sha256)
+        select(name, func.max(ASSETS.c.size_bytes))
+        .where(name > after, _is_live(), ASSETS.c.state != AssetState.REGISTERED.value)
+        .group_by(name)
+        .order_by(name)
         .limit(limit)
     )
     return {row[0]: row[1] for row in connection.execute(statement)}
 
 
-def live_records(connection: Connection, sha256: str) -> list[Asset]:
-    """Records that stand for these bytes, validated."""
+def live_records(connection: Connection, name: str) -> list[Asset]:
+    """Records that stand for this object, validated."""
     statement = select(ASSETS.c.asset_id).where(
-        ASSETS.c.sha256 == sha256, _is_live(), ASSETS.c.state != AssetState.REGISTERED.value
+        ASSETS.c.object_name == name, _is_live(), ASSETS.c.state != AssetState.REGISTERED.value
     )
     asset_ids = list(connection.execute(statement).scalars())
     return list(store.read_assets(connection, asset_ids).values())
 
 
-def damaged_digests(connection: Connection) -> dict[str, int]:
-    """SHA-256 → length of what is marked as damaged."""
-    statement = select(ASSETS.c.sha256, ASSETS.c.size_bytes).where(
+def damaged_objects(connection: Connection) -> dict[str, int]:
+    """Name → length of what is marked as damaged."""
+    statement = select(ASSETS.c.object_name, ASSETS.c.size_bytes).where(
         ASSETS.c.damage != "", _is_live()
     )
     return {row[0]: row[1] for row in connection.execute(statement)}
 
 
-def without_record(connection: Connection, digests: Sequence[str], now_ns: int) -> list[str]:
+def without_record(connection: Connection, names: Sequence[str], now_ns: int) -> list[str]:
     """Those that no live record stands for and that are not about to be removed."""
-    live = select(ASSETS.c.sha256).where(ASSETS.c.sha256.in_(digests), _is_live())
-    listed = select(DOOMED.c.sha256).where(DOOMED.c.sha256.in_(digests), DOOMED.c.at_ns <= now_ns)
+    live = select(ASSETS.c.object_name).where(ASSETS.c.object_name.in_(names), _is_live())
+    listed = select(DOOMED.c.object_name).where(
+        DOOMED.c.object_name.in_(names), DOOMED.c.at_ns <= now_ns
+    )
     known = {*connection.execute(live).scalars(), *connection.execute(listed).scalars()}
-    return [sha256 for sha256 in digests if sha256 not in known]
+    return [name for name in names if name not in known]
 
 
 def miscounted(connection: Connection, active: Mapping[str, int]) -> list[str]:
@@ -155,15 +158,16 @@ def miscounted(connection: Connection, active: Mapping[str, int]) -> list[str]:
 
 
 def doomed(connection: Connection, after: str, limit: int, now_ns: int) -> list[str]:
-    """Bytes to remove by now, by SHA-256, from the first behind `after`."""
-    statement = select(DOOMED.c.sha256).where(DOOMED.c.sha256 > after, DOOMED.c.at_ns <= now_ns)
-    rows = connection.execute(statement.order_by(DOOMED.c.sha256).limit(limit))
+    """Objects to remove by now, by name, from the first behind `after`."""
+    name = DOOMED.c.object_name
+    statement = select(name).where(name > after, DOOMED.c.at_ns <= now_ns)
+    rows = connection.execute(statement.order_by(name).limit(limit))
     return list(rows.scalars())
 
 
-def undoom(connection: Connection, sha256: str) -> None:
-    """Take bytes off the list: they are gone, or wanted again."""
-    connection.execute(delete(DOOMED).where(DOOMED.c.sha256 == sha256))
+def undoom(connection: Connection, name: str) -> None:
+    """Take an object off the list: it is gone, or a record stands for it after all."""
+    connection.execute(delete(DOOMED).where(DOOMED.c.object_name == name))
 
 
 # --- history --------------------------------------------------------------------------------------

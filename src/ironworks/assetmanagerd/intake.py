@@ -1,8 +1,9 @@
 """How bytes become assets: registration of staged files, and uploads.
 
 The record is written REGISTERED, with the name of its staged file, before the file is touched;
-`resume` takes up what a crash left in that state. While one SHA-256 is being worked on, nothing
-else here works on the same: neither a second registration nor the removal of its bytes.
+`resume` takes up what a crash left in that state. While one SHA-256 is being worked on, no second
+registration of it begins here. That bytes are removed disturbs no registration, in this process or
+another: what is removed has a name that is never used again.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from dataclasses import replace
 import structlog
 from sqlalchemy import Connection
 
-from ironworks.assetmanagerd import garbage_store, lease_store, store
+from ironworks.assetmanagerd import lease_store, store
 from ironworks.assetmanagerd.bytes.appender import Appender
-from ironworks.assetmanagerd.bytes.backend import AssetBytes
+from ironworks.assetmanagerd.bytes.backend import AssetBytes, object_name
 from ironworks.assetmanagerd.bytes.disk import Hashed, Hasher, read_head
 from ironworks.assetmanagerd.bytes.formats import Found, examine
 from ironworks.assetmanagerd.bytes.locks import DigestLocks
@@ -114,8 +115,9 @@ class Intake:
     ) -> tuple[Asset, bool]:
         """The record for the bytes, and whether this call is the one that has to validate them."""
         now_ns = self._clock.now_ns()
+        asset_id = new_id("ast", self._clock, self._entropy)
         fresh = Asset(
-            asset_id=new_id("ast", self._clock, self._entropy),
+            asset_id=asset_id,
             tenant_id=owner,
             kind=facts.kind,
             format=facts.format,
@@ -129,6 +131,8 @@ class Intake:
             image_config=facts.image_config,
             labels=facts.labels,
             staged_name=staged_name,
+            staged_by=self._files.staging.identity,
+            object_name=object_name(facts.sha256, asset_id),
             created_at_ns=now_ns,
             updated_at_ns=now_ns,
         )
@@ -150,9 +154,10 @@ class Intake:
                 return _taking(known, staged_name), known.state is AssetState.REGISTERED
             if live is not None:
                 return _taking(live, staged_name), live.state is AssetState.REGISTERED
-            store.insert_asset(connection, fresh, who.actor)
-            garbage_store.undoom(connection, facts.sha256)
-            return fresh, True
+            shared = store.live_object(connection, facts.sha256)
+            named = replace(fresh, object_name=shared) if shared else fresh
+            store.insert_asset(connection, named, who.actor)
+            return named, True
 
         return await self._database.write(work)
 
@@ -184,16 +189,16 @@ class Intake:
             found = hashed or await asyncio.to_thread(self._files.staging.read, name)
         except NotFound:
             # It may have been taken just before a crash.
-            if await kept.problem(asset.sha256, asset.size_bytes):
+            if await kept.problem(asset.stored_as, asset.size_bytes):
                 raise
-            async with kept.local(asset.sha256, asset.size_bytes) as path:
+            async with kept.local(asset.stored_as, asset.size_bytes) as path:
                 return examine(await asyncio.to_thread(read_head, path), asset.size_bytes, facts)
         if found.size_bytes != asset.size_bytes:
             raise InvalidRequest(f"There are {found.size_bytes} bytes, not {asset.size_bytes}.")
         if found.sha256 != asset.sha256:
             raise InvalidRequest("The bytes have another SHA-256 than was claimed.")
         format_found = examine(found.head, found.size_bytes, facts)
-        await kept.keep(self._files.staging.path / name, found.sha256, found.size_bytes)
+        await kept.keep(self._files.staging.path / name, asset.stored_as, found.size_bytes)
         return format_found
 
     async def _lacks_bytes(self, asset: Asset) -> bool:
@@ -202,7 +207,7 @@ class Intake:
         if asset.damage:
             return True
         try:
-            await self._files.kept.check(asset.sha256, asset.size_bytes)
+            await self._files.kept.check(asset.stored_as, asset.size_bytes)
         except DataLoss:
             return True
         return False
@@ -251,10 +256,17 @@ class Intake:
         return await self._database.write(work)
 
     async def resume(self) -> int:
-        """Take up registrations that a crash interrupted; answers how many."""
-        waiting = await self._database.read(
+        """Take up registrations that a crash interrupted; answers how many.
+
+        Those of another assetmanagerd are its own, unless it has let them lie for longer than an
+        upload may.
+        """
+        forsaken_ns = self._clock.now_ns() - self._settings.upload_ttl_seconds * NS_PER_SECOND
+        found = await self._database.read(
             lambda connection: store.in_state(connection, AssetState.REGISTERED, 1000)
         )
+        ours = ("", self._files.staging.identity)
+        waiting = [one for one in found if one.staged_by in ours or one.updated_at_ns < forsaken_ns]
         for asset in waiting:
             async with self._locks.held(asset.sha256):
                 present = await self._database.read(

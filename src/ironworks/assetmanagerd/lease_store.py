@@ -182,13 +182,13 @@ def active_counts(connection: Connection) -> dict[str, int]:
     return {row[0]: row[1] for row in connection.execute(statement)}
 
 
-def leased_sha256(connection: Connection) -> frozenset[str]:
-    """SHA-256 of all bytes that ACTIVE leases hold."""
+def leased_objects(connection: Connection) -> frozenset[str]:
+    """Names of all objects that ACTIVE leases hold."""
     held = LEASED.join(LEASES, LEASES.c.lease_id == LEASED.c.lease_id).join(
         ASSETS, ASSETS.c.asset_id == LEASED.c.asset_id
     )
     statement = (
-        select(ASSETS.c.sha256)
+        select(ASSETS.c.object_name)
         .select_from(held)
         .where(LEASES.c.state == LeaseState.ACTIVE.value)
         .distinct()

@@ -256,7 +256,7 @@ class Leasing:
         return store.read_assets(connection, asset_ids)
 
     async def _place(self, asset: Asset, name: str, directory_fd: int) -> Placed:
-        async with self._files.kept.local(asset.sha256, asset.size_bytes) as path:
+        async with self._files.kept.local(asset.stored_as, asset.size_bytes) as path:
             method = await asyncio.to_thread(
                 place,
                 path,

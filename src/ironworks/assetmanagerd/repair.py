@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 
 from ironworks.assetmanagerd import garbage_store, lease_store, store
 from ironworks.assetmanagerd.bytes.backend import AssetBytes
+from ironworks.assetmanagerd.bytes.disk import digest
 from ironworks.assetmanagerd.bytes.locks import DigestLocks
 from ironworks.assetmanagerd.types import AssetSettings, AssetState
 from ironworks.model.errors import DataLoss
@@ -148,32 +149,31 @@ class Repair:
         """Bytes that no record stands for."""
         found: list[Finding] = []
         page: list[str] = []
-        async for sha256 in self._files.kept.objects():
-            page.append(sha256)
+        async for name in self._files.kept.objects():
+            page.append(name)
             if len(page) == _PAGE:
                 found += await self._strays(page, dry_run=dry_run)
                 page = []
         return found + await self._strays(page, dry_run=dry_run)
 
-    async def _strays(self, digests: list[str], *, dry_run: bool) -> list[Finding]:
+    async def _strays(self, names: list[str], *, dry_run: bool) -> list[Finding]:
         now_ns = self._clock.now_ns()
         strays = await self._database.read(
-            lambda connection: garbage_store.without_record(connection, digests, now_ns)
+            lambda connection: garbage_store.without_record(connection, names, now_ns)
         )
         after_ns = now_ns + self._settings.asset_ttl_seconds * NS_PER_SECOND
         found: list[Finding] = []
-        for sha256 in strays:
-            async with self._locks.held(sha256):
-                if not dry_run:
-                    await self._database.write(
-                        lambda connection, sha256=sha256: garbage_store.doom_if_orphaned(
-                            connection, sha256, after_ns
-                        )
+        for name in strays:
+            if not dry_run:
+                await self._database.write(
+                    lambda connection, name=name: garbage_store.doom_if_orphaned(
+                        connection, name, after_ns
                     )
+                )
             found.append(
                 Finding(
                     fault=Fault.STRAY,
-                    name=sha256,
+                    name=name,
                     action=f"Kept for {self._settings.asset_ttl_seconds} s, then removed.",
                 )
             )
@@ -183,40 +183,40 @@ class Repair:
 
     async def _rows(self, *, dry_run: bool) -> list[Finding]:
         """Records whose bytes are gone or short: all that are not listed, some of the others."""
-        listed = {sha256 async for sha256 in self._files.kept.objects()}
+        listed = {name async for name in self._files.kept.objects()}
         found: list[Finding] = []
         after, checked = "", 0
         while True:
             page = await self._database.read(
-                lambda connection, after=after: garbage_store.live_digests(connection, after, _PAGE)
+                lambda connection, after=after: garbage_store.live_objects(connection, after, _PAGE)
             )
-            for sha256, size_bytes in page.items():
-                in_turn = sha256 > self._checked_to and checked < _CHECKED_AT_ONCE
-                if sha256 not in listed or in_turn:
-                    found += await self._row(sha256, size_bytes, dry_run=dry_run)
+            for name, size_bytes in page.items():
+                in_turn = name > self._checked_to and checked < _CHECKED_AT_ONCE
+                if name not in listed or in_turn:
+                    found += await self._row(name, size_bytes, dry_run=dry_run)
                 if in_turn:
                     checked += 1
-                    self._checked_to = sha256
+                    self._checked_to = name
             if len(page) < _PAGE:
                 break
             after = max(page)
         if checked < _CHECKED_AT_ONCE:
             self._checked_to = ""
-        marked = await self._database.read(garbage_store.damaged_digests)
-        for sha256, size_bytes in marked.items():
-            if sha256 in listed:
-                found += await self._came_back(sha256, size_bytes, dry_run=dry_run)
+        marked = await self._database.read(garbage_store.damaged_objects)
+        for name, size_bytes in marked.items():
+            if name in listed:
+                found += await self._came_back(name, size_bytes, dry_run=dry_run)
         return found
 
-    async def _row(self, sha256: str, size_bytes: int, *, dry_run: bool) -> list[Finding]:
-        async with self._locks.held(sha256):
+    async def _row(self, name: str, size_bytes: int, *, dry_run: bool) -> list[Finding]:
+        async with self._locks.held(digest(name)):
             try:
-                await self._files.kept.check(sha256, size_bytes)
+                await self._files.kept.check(name, size_bytes)
             except DataLoss as error:
                 problem = error.message
             else:
                 return []
-            asset_ids = await self._mark(sha256, problem, dry_run=dry_run)
+            asset_ids = await self._mark(name, problem, dry_run=dry_run)
         return [
             Finding(
                 fault=Fault.ROW_WITHOUT_BYTES,
@@ -226,11 +226,11 @@ class Repair:
             for asset_id in asset_ids
         ]
 
-    async def _came_back(self, sha256: str, size_bytes: int, *, dry_run: bool) -> list[Finding]:
-        async with self._locks.held(sha256):
-            if await self._files.kept.problem(sha256, size_bytes):
+    async def _came_back(self, name: str, size_bytes: int, *, dry_run: bool) -> list[Finding]:
+        async with self._locks.held(digest(name)):
+            if await self._files.kept.problem(name, size_bytes):
                 return []
-            asset_ids = await self._mark(sha256, "", dry_run=dry_run)
+            asset_ids = await self._mark(name, "", dry_run=dry_run)
         return [
             Finding(
                 fault=Fault.CAME_BACK,
@@ -241,11 +241,11 @@ class Repair:
             for asset_id in asset_ids
         ]
 
-    async def _mark(self, sha256: str, damage: str, *, dry_run: bool) -> list[str]:
-        """Note on the records of these bytes what is wrong with them; answers which."""
+    async def _mark(self, name: str, damage: str, *, dry_run: bool) -> list[str]:
+        """Note on the records of an object what is wrong with it; answers which."""
 
         def work(connection: Connection) -> list[str]:
-            assets = garbage_store.live_records(connection, sha256)
+            assets = garbage_store.live_records(connection, name)
             for asset in () if dry_run else assets:
                 if asset.damage != damage:
                     store.change_asset(

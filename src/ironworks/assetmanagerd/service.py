@@ -40,7 +40,7 @@ def backend(settings: AssetSettings, database: Database, clock: Clock) -> Backen
         return LocalBackend(settings.asset_dir)
 
     async def leased() -> frozenset[str]:
-        return await database.read(lease_store.leased_sha256)
+        return await database.read(lease_store.leased_objects)
 
     cache = HostCache(
         settings.asset_dir / "cache",
@@ -85,7 +85,6 @@ async def compose(chassis: Chassis[AssetSettings]) -> AsyncGenerator[Parts]:
         registry = Registry(
             database=database,
             files=files,
-            locks=locks,
             settings=settings,
             clock=clock,
             entropy=entropy,

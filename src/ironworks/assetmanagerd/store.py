@@ -70,7 +70,7 @@ _USE = Prepared(
 
 def config_text(config: ImageConfig | None) -> str:
     """How an image's configuration is stored; equal ones are equal texts."""
-    return "" if config is None else _CONFIG.dump_json(config).decode()
+    return "" if config is None else _CONFIG.dump_json(config, exclude_none=True).decode()
 
 
 def _live_key(tenant_id: str, sha256: str, config: ImageConfig | None) -> str:
@@ -97,6 +97,8 @@ def _asset(row: _AnyRow) -> Asset:
         image_config=_CONFIG.validate_json(row.image_config) if row.image_config else None,
         labels=_LABELS.validate_json(row.labels) if row.labels != "{}" else {},
         staged_name=row.staged_name,
+        staged_by=row.staged_by,
+        object_name="" if row.object_name == row.sha256 else row.object_name,
         damage=row.damage,
         lease_count=row.lease_count,
         created_at_ns=row.created_at_ns,
@@ -123,6 +125,8 @@ def _columns(asset: Asset) -> dict[str, object]:
         "image_config": config_text(asset.image_config),
         "labels": _LABELS.dump_json(dict(sorted(asset.labels.items()))).decode(),
         "staged_name": asset.staged_name,
+        "staged_by": asset.staged_by,
+        "object_name": asset.stored_as,
         "damage": asset.damage,
         "created_at_ns": asset.created_at_ns,
         "updated_at_ns": asset.updated_at_ns,
@@ -253,6 +257,14 @@ def find_live(
         _SELECT.where(ASSETS.c.live_key == _live_key(tenant_id, sha256, config))
     ).one_or_none()
     return None if row is None else _asset(row)
+
+
+def live_object(connection: Connection, sha256: str) -> str:
+    """Name of the object that live records of these bytes share, whoever owns them; or empty."""
+    statement = select(ASSETS.c.object_name).where(
+        ASSETS.c.sha256 == sha256, ASSETS.c.state.not_in(_DEAD)
+    )
+    return connection.execute(statement.limit(1)).scalar() or ""
 
 
 def _labelled(connection: Connection, key: str, value: str) -> ColumnElement[bool]:

@@ -27,6 +27,11 @@ ASSETS = Table(
     Column("image_config", Text, nullable=False),
     Column("labels", Text, nullable=False),
     Column("staged_name", String(128), nullable=False),
+    # The staging area that has it: of several assetmanagerd, only its own takes that file up.
+    Column("staged_by", String(64), nullable=False, server_default=""),
+    # Records of the same bytes share one object. Once none is left its name is never used again:
+    # a removal, however late it comes to the store, hits nothing that anybody needs.
+    Column("object_name", String(128), nullable=False, server_default="", index=True),
     Column("damage", Text, nullable=False),
     Column("created_at_ns", BigInteger, nullable=False),
     Column("updated_at_ns", BigInteger, nullable=False),
@@ -109,10 +114,10 @@ UPLOADS = Table(
 )
 
 DOOMED = Table(
-    "doomed_bytes",
+    "doomed_objects",
     METADATA,
-    # Bytes that no record stands for any more: to be removed, unless a record appears first.
-    Column("sha256", String(64), primary_key=True),
+    # Bytes that no record stands for any more: to be removed.
+    Column("object_name", String(128), primary_key=True),
     Column("at_ns", BigInteger, nullable=False),
 )
 

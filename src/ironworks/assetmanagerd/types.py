@@ -89,6 +89,17 @@ class PrepareMethod(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HealthCheck:
+    """How an image says that its health is to be checked; see `common.v1.HealthCheck`."""
+
+    test: tuple[str, ...] = ()
+    interval_ns: int = 0
+    timeout_ns: int = 0
+    start_period_ns: int = 0
+    retries: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ImageConfig:
     """How to run what is in a rootfs, as the image says; see `common.v1.ImageConfig`."""
 
@@ -100,6 +111,7 @@ class ImageConfig:
     exposed_ports: tuple[str, ...] = ()
     stop_signal: str = ""
     labels: Mapping[str, str] = field(default_factory=dict[str, str])
+    health_check: HealthCheck | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +133,14 @@ class Facts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asset:
-    """One record of the registry. `tenant_id` empty: the platform's."""
+    """One record of the registry.
+
+    Attributes:
+        tenant_id: Whose it is; empty: the platform's.
+        staged_name: File of the staging area that will become its bytes; empty: none any more.
+        staged_by: The staging area that has it, by `Staging.identity`.
+        object_name: Name of its bytes where they are kept; empty: their SHA-256.
+    """
 
     asset_id: str
     tenant_id: str
@@ -138,12 +157,19 @@ class Asset:
     image_config: ImageConfig | None = None
     labels: Mapping[str, str] = field(default_factory=dict[str, str])
     staged_name: str = ""
+    staged_by: str = ""
+    object_name: str = ""
     lease_count: int = 0
     created_at_ns: int = 0
     updated_at_ns: int = 0
     last_used_at_ns: int = 0
     revision: int = 1
     damage: str = ""
+
+    @property
+    def stored_as(self) -> str:
+        """Name of its bytes where they are kept."""
+        return self.object_name or self.sha256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 
 from ironworks.assetmanagerd.app import Registry
 from ironworks.assetmanagerd.bytes.backend import AssetBytes, Backend
+from ironworks.assetmanagerd.bytes.disk import digest
 from ironworks.assetmanagerd.bytes.local import LocalBackend
 from ironworks.assetmanagerd.bytes.locks import DigestLocks
 from ironworks.assetmanagerd.bytes.staging import Staging
@@ -84,17 +85,17 @@ class AssetWorld:
         asset, _ = await self.intake.register(who, claim, self.stage(body, name), "")
         return asset
 
-    def kept_file(self, sha256: str) -> Path:
+    def kept_file(self, name: str) -> Path:
         """Where the bytes are, or would be; only while a directory keeps them."""
-        return LocalBackend(self.settings.asset_dir).path(sha256)
+        return LocalBackend(self.settings.asset_dir).path(name)
 
     def has(self, sha256: str) -> bool:
         """Whether such bytes are kept; only while a directory keeps them."""
-        return self.kept_file(sha256).exists()
+        return any(self.kept_file(sha256).parent.glob(f"{sha256}*"))
 
     async def kept(self) -> list[str]:
         """SHA-256 of all bytes that are kept."""
-        return [sha256 async for sha256 in self.files.kept.objects()]
+        return [digest(name) async for name in self.files.kept.objects()]
 
     def jail(self, name: str = "vm_1") -> Path:
         """A VM's directory."""
@@ -128,7 +129,6 @@ async def asset_world(
     registry = Registry(
         database=database,
         files=files,
-        locks=locks,
         settings=settings,
         clock=clock,
         entropy=entropy,

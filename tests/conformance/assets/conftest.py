@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from ironworks.assetmanagerd.bytes.cache import HostCache
 from ironworks.assetmanagerd.bytes.local import LocalBackend
 from ironworks.runtime.clock import SystemClock
 from ironworks.storage.objects import ObjectStore
-from ironworks.testkit.seaweed import Seaweed, seaweed
+from ironworks.testkit.seaweed import Seaweed
 
 
 async def nothing_is_leased() -> frozenset[str]:
@@ -60,12 +59,6 @@ class Place:
             await self.objects.delete(f"sha256/{sha256}")
         else:
             (self.directory / "kept" / "objects" / "sha256" / sha256[:2] / sha256).unlink()
-
-
-@pytest.fixture(scope="session")
-def s3() -> Iterator[Seaweed]:
-    with seaweed() as server:
-        yield server
 
 
 @pytest.fixture(params=["directory", "bucket"])

@@ -96,7 +96,7 @@ async def test_what_a_store_lies_about_is_not_registered(
     asset, existed = await world.intake.register(ACME, facts(BODY), name, "key")
     assert asset.state is AssetState.AVAILABLE
     assert not existed
-    assert await world.files.kept.problem(SHA256, len(BODY)) == ""
+    assert await world.files.kept.problem(asset.stored_as, len(BODY)) == ""
     assert world.files.staging.names() == {}
     assert await world.kept() == sorted([first.sha256, SHA256])
 

@@ -45,7 +45,7 @@ async def settings(tmp_path: Path) -> AsyncIterator[AssetSettings]:
             run_service(make_chassis("assetmanagerd", settings), compose, stop), name="service"
         )
         client = Client(HTTPTransport(proxy=()))
-        for _ in range(300):
+        for _ in range(3000):
             try:
                 response = await client.execute("GET", f"{url}/readyz")
             except OSError:

@@ -58,5 +58,5 @@ async def test_a_disk_that_fills_during_an_upload(small_disk: Path) -> None:
             ACME, facts(BODY), upload_id="", key="k", offset_bytes=stands, chunks=rest(stands)
         )
         assert asset.state is AssetState.AVAILABLE
-        assert await world.files.kept.problem(asset.sha256, len(BODY)) == ""
+        assert await world.files.kept.problem(asset.stored_as, len(BODY)) == ""
         assert world.files.staging.names() == {}

@@ -22,6 +22,7 @@ from protobuf import Oneof
 from sqlalchemy import select, update
 
 from ironworks.assetmanagerd import lease_store, store
+from ironworks.assetmanagerd.bytes.disk import digest
 from ironworks.assetmanagerd.tables import ASSETS, DOOMED, LEASES
 from ironworks.assetmanagerd.types import Asset, AssetState, LeaseState
 from ironworks.gen.ironworks.assetmanagerd.v1 import asset_pb as pb
@@ -262,7 +263,7 @@ def read_all(data_dir: Path) -> Found:
             records = [store.in_state(connection, state, 100_000) for state in AssetState]
             return Found(
                 assets=[asset for some in records for asset in some],
-                doomed=set(connection.execute(select(DOOMED.c.sha256)).scalars()),
+                doomed=set(connection.execute(select(DOOMED.c.object_name)).scalars()),
                 uploads=lease_store.upload_names(connection),
                 leases=set(connection.execute(active).scalars()),
             )
@@ -289,7 +290,7 @@ async def check(data_dir: Path, known: Acknowledged) -> None:
     found = await settled(data_dir)
     assets, doomed = found.assets, found.doomed
     live = {
-        asset.sha256
+        asset.stored_as
         for asset in assets
         if asset.state in (AssetState.AVAILABLE, AssetState.IN_USE, AssetState.ARCHIVED)
     }
@@ -297,7 +298,7 @@ async def check(data_dir: Path, known: Acknowledged) -> None:
     assert live <= set(files), "records without bytes"
     assert set(files) <= live | doomed, "bytes without a record"
     for name, path in files.items():
-        assert hashed(path) == name
+        assert hashed(path) == digest(name)
         assert path.stat().st_mode & 0o222 == 0
     staged = {path.name for path in (data_dir / "assets" / "staging").iterdir()}
     assert staged <= found.uploads

@@ -174,7 +174,7 @@ async def test_the_newest_own_asset_is_chosen_else_the_platforms(world: AssetWor
 async def test_verify_reads_the_bytes(world: AssetWorld) -> None:
     asset = await world.asset()
     assert (await world.registry.verify(ACME, asset.asset_id))[1] == ""
-    path = world.kept_file(asset.sha256)
+    path = world.kept_file(asset.stored_as)
     path.chmod(0o600)
     path.write_bytes(bytes(asset.size_bytes))
     damaged, problem = await world.registry.verify(ACME, asset.asset_id)
@@ -198,6 +198,7 @@ async def test_a_pass_looks_at_all_there_is(world: AssetWorld) -> None:
                 asset_id=f"ast_{number:04}",
                 state=state,
                 sha256=f"{number:064x}",
+                object_name="",
                 lease_count=0,
             )
             store.insert_asset(connection, one, "test")

@@ -98,9 +98,9 @@ async def test_only_validated_records_stand_for_bytes_that_must_be_there(
     for number, state in enumerate(AssetState):
         one = replace(ASSET, asset_id=f"ast_{number}", state=state, sha256=f"{number:064x}")
         await add(database, one)
-    live = await database.read(lambda c: garbage_store.live_digests(c, "", 100))
+    live = await database.read(lambda c: garbage_store.live_objects(c, "", 100))
     assert live == {f"{number:064x}": 10 for number in (1, 2, 3)}
-    assert await database.read(lambda c: garbage_store.live_digests(c, f"{2:064x}", 100)) == {
+    assert await database.read(lambda c: garbage_store.live_objects(c, f"{2:064x}", 100)) == {
         f"{3:064x}": 10
     }
 

@@ -134,7 +134,7 @@ async def test_archived_bytes_are_restored_not_registered_again(world: AssetWorl
 
 async def test_damaged_bytes_are_mended_by_the_same_bytes(world: AssetWorld) -> None:
     asset = await world.asset()
-    await world.files.kept.remove(asset.sha256)
+    await world.files.kept.remove(asset.stored_as)
     damaged, problem = await world.registry.verify(ACME, asset.asset_id)
     assert "gone" in problem
     assert damaged.damage
@@ -163,7 +163,8 @@ async def test_a_registration_that_a_crash_interrupted_is_finished(
     world.stage(body, "s")
     asset = await died_after_claiming(world, claim, "s")
     if taken:
-        await world.files.kept.keep(world.files.staging.path / "s", claim.sha256, claim.size_bytes)
+        path = world.files.staging.path / "s"
+        await world.files.kept.keep(path, asset.stored_as, claim.size_bytes)
     assert await world.intake.resume() == 1
     finished = await world.registry.get(ACME, asset.asset_id)
     assert finished.state is AssetState.AVAILABLE
@@ -215,7 +216,8 @@ async def test_an_upload_whose_asset_was_damaged_mends_it(world: AssetWorld) -> 
     body = squashfs(b"mended")
     await upload(world, body, body)
     before = await world.intake.get_upload(ACME, "", "k")
-    await world.files.kept.remove(facts(body).sha256)
+    asset = await world.registry.get(ACME, before.asset_id)
+    await world.files.kept.remove(asset.stored_as)
     await world.registry.verify(ACME, before.asset_id)
     assert (await world.intake.get_upload(ACME, "", "k")).offset_bytes == 0
     assert await upload(world, body, body)

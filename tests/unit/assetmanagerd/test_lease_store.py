@@ -59,7 +59,7 @@ async def test_a_lease_comes_back_whole_with_its_assets_in_order(database: Datab
     assert await database.read(lambda c: lease_store.read_lease(c, "lse_x")) is None
     assert await database.read(lambda c: lease_store.read_leases(c, ["lse_1", "lse_x"])) == [LEASE]
     assert await database.read(lease_store.active_counts) == {"ast_1": 1, "ast_2": 1}
-    assert await database.read(lease_store.leased_sha256) == {"0" * 64, "1" * 64}
+    assert await database.read(lease_store.leased_objects) == {"0" * 64, "1" * 64}
 
 
 async def test_only_active_leases_expire_get_grace_and_are_postponed(database: Database) -> None:

@@ -176,7 +176,7 @@ async def test_what_is_not_placed(world: AssetWorld) -> None:
         await prepare(taken.lease_id, jail, [(asset.asset_id, "../rootfs")])
     with pytest.raises(InvalidRequest):
         await prepare(taken.lease_id, jail, [])
-    await world.files.kept.remove(asset.sha256)
+    await world.files.kept.remove(asset.stored_as)
     with pytest.raises(DataLoss):
         await prepare(taken.lease_id, jail, file)
     await world.leasing.release(METALD, taken.lease_id)

@@ -38,8 +38,8 @@ def told(findings: Findings) -> list[tuple[Fault, str]]:
     return [(one.fault, one.name) for one in findings.findings if one.fault is not Fault.LEFTOVER]
 
 
-def object_file(world: AssetWorld, sha256: str) -> Path:
-    return world.settings.asset_dir / "objects" / "sha256" / sha256[:2] / sha256
+def object_file(world: AssetWorld, name: str) -> Path:
+    return world.kept_file(name)
 
 
 async def hold(world: AssetWorld, asset_id: str) -> None:
@@ -69,17 +69,20 @@ async def test_bytes_without_a_row_are_told_until_they_go(world: AssetWorld) -> 
     assert told(await world.repair.run()) == []
 
 
-async def test_bytes_without_a_row_that_are_registered_stay(world: AssetWorld) -> None:
+async def test_bytes_without_a_row_that_are_registered_get_a_copy_that_stays(
+    world: AssetWorld,
+) -> None:
     asset = await world.asset()
     await world.database.write(lambda it: it.execute(update(ASSETS).values(state="failed")))
-    assert told(await world.repair.run()) == [(Fault.STRAY, asset.sha256)]
+    assert told(await world.repair.run()) == [(Fault.STRAY, asset.stored_as)]
     await world.database.write(lambda it: it.execute(update(ASSETS).values(live_key=None)))
     again = await world.asset()
     assert again.asset_id != asset.asset_id
     await world.clock.advance(8 * DAY)
-    assert await world.registry.remove_doomed() == 0
+    assert await world.registry.remove_doomed() == 1
     assert Fault.STRAY not in dict((await world.repair.run()).counts)
-    assert await world.kept() == [asset.sha256]
+    assert await world.kept() == [again.sha256]
+    assert (await world.registry.verify(ACME, again.asset_id))[1] == ""
 
 
 @pytest.mark.parametrize("harm", ["gone", "short"])
@@ -87,7 +90,7 @@ async def test_rows_without_their_bytes_are_marked_and_mended_by_the_bytes(
     world: AssetWorld, harm: str
 ) -> None:
     mine, theirs = await world.asset(), await world.asset(who=EVIL)
-    path = object_file(world, mine.sha256)
+    path = object_file(world, mine.stored_as)
     whole = path.read_bytes()
     path.unlink()
     if harm == "short":
@@ -113,7 +116,7 @@ async def test_all_short_files_are_found_in_turn(
     monkeypatch.setattr("ironworks.assetmanagerd.repair._CHECKED_AT_ONCE", 2)
     assets = [await world.asset(squashfs(bytes([number]))) for number in range(5)]
     for asset in assets:
-        path = object_file(world, asset.sha256)
+        path = object_file(world, asset.stored_as)
         path.unlink()
         path.write_bytes(b"")
     found: set[str] = set()

@@ -2,7 +2,8 @@
 
     staging/  →  keep  →  kept bytes, named by their SHA-256  →  local  →  a file that can be linked
 
-Backends are interchangeable: one conformance suite runs on each of them.
+A name is a SHA-256 and, behind a dot, what tells these bytes from the same ones that were kept and
+removed before. Backends are interchangeable: one conformance suite runs on each of them.
 """
 
 from __future__ import annotations
@@ -16,8 +17,13 @@ from typing import Protocol
 from ironworks.assetmanagerd.bytes.staging import Staging
 
 
+def object_name(sha256: str, asset_id: str) -> str:
+    """A name that no bytes have had before, for those that come with a new asset."""
+    return f"{sha256}.{asset_id.rpartition('_')[2]}"
+
+
 class Backend(Protocol):
-    """Bytes that stay, named by their SHA-256.
+    """Bytes that stay, named by their SHA-256; see `digest`.
 
     All methods may raise `Unavailable` or `DeadlineExceeded` where the bytes are behind a network
     that fails: that says nothing about the bytes.
@@ -27,10 +33,10 @@ class Backend(Protocol):
         """Make what must be there before the first call; forget what a crash left half done."""
         ...
 
-    async def keep(self, path: Path, sha256: str, size_bytes: int) -> None:
-        """Make a local file, read to be `sha256`, kept bytes; durable when this returns.
+    async def keep(self, path: Path, name: str, size_bytes: int) -> None:
+        """Make a local file, read to be what `name` says, kept bytes; durable when this returns.
 
-        The file is gone then. What was kept under this SHA-256 is replaced: these bytes have just
+        The file is gone then. What was kept under this name is replaced: these bytes have just
         been read, it has not.
 
         Raises:
@@ -39,7 +45,7 @@ class Backend(Protocol):
         """
         ...
 
-    async def check(self, sha256: str, size_bytes: int) -> None:
+    async def check(self, name: str, size_bytes: int) -> None:
         """Answer if such bytes seem to be there, without reading them.
 
         Raises:
@@ -47,11 +53,11 @@ class Backend(Protocol):
         """
         ...
 
-    async def problem(self, sha256: str, size_bytes: int) -> str:
+    async def problem(self, name: str, size_bytes: int) -> str:
         """What is wrong with kept bytes, having read all of them; empty if nothing."""
         ...
 
-    def local(self, sha256: str, size_bytes: int) -> AbstractAsyncContextManager[Path]:
+    def local(self, name: str, size_bytes: int) -> AbstractAsyncContextManager[Path]:
         """A read-only file of this host with these bytes, verified when it came to this host.
 
         It stays at its path at least until the context ends.
@@ -62,12 +68,12 @@ class Backend(Protocol):
         """
         ...
 
-    async def remove(self, sha256: str) -> None:
+    async def remove(self, name: str) -> None:
         """Remove kept bytes, if they are there; durable when this returns."""
         ...
 
     def objects(self) -> AsyncIterator[str]:
-        """SHA-256 of all that is kept."""
+        """Names of all that is kept."""
         ...
 
     async def leftovers(self) -> int:

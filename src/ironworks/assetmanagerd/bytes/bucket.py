@@ -1,6 +1,6 @@
 """Bytes in a bucket, named by what they are, with copies in a cache on this host.
 
-    sha256/abcd…   complete; read back and compared before anybody is told that it is there
+    sha256/abcd….x   complete; read back and compared before anybody is told that it is there
 
 A store may be down, slow, or lie. What it says counts for nothing: bytes are hashed here when they
 are written, when they are read back, and when they come into the cache.
@@ -18,6 +18,7 @@ from ironworks.assetmanagerd.bytes.cache import HostCache
 from ironworks.assetmanagerd.bytes.disk import (
     Hasher,
     damaged,
+    digest,
     disk_errors,
     gone,
 )
@@ -38,54 +39,54 @@ class BucketBackend:
         """See `Backend.open`; the bucket need not answer yet."""
         await self._cache.open()
 
-    async def keep(self, path: Path, sha256: str, size_bytes: int) -> None:
+    async def keep(self, path: Path, name: str, size_bytes: int) -> None:
         """See `Backend.keep`."""
-        written = await self._objects.put(_key(sha256), path, size_bytes)
+        written = await self._objects.put(_key(name), path, size_bytes)
         hasher = Hasher()
         try:
-            there = await self._objects.read(_key(sha256), size_bytes, hasher.update)
+            there = await self._objects.read(_key(name), size_bytes, hasher.update)
         except NotFound:
-            raise _lies(sha256, "nothing is there") from None
+            raise _lies(name, "nothing is there") from None
         found = hasher.result()
-        if (found.sha256, found.size_bytes) != (sha256, size_bytes):
-            raise _lies(sha256, f"{found.size_bytes} bytes, {found.sha256}")
+        if (found.sha256, found.size_bytes) != (digest(name), size_bytes):
+            raise _lies(name, f"{found.size_bytes} bytes, {found.sha256}")
         if there.etag != written.etag:
-            raise _lies(sha256, f"written as {written.etag}, read as {there.etag}")
-        await self._cache.take(path, sha256, size_bytes)
+            raise _lies(name, f"written as {written.etag}, read as {there.etag}")
+        await self._cache.take(path, name, size_bytes)
 
-    async def check(self, sha256: str, size_bytes: int) -> None:
+    async def check(self, name: str, size_bytes: int) -> None:
         """See `Backend.check`."""
         try:
-            there = await self._objects.head(_key(sha256))
+            there = await self._objects.head(_key(name))
         except NotFound as error:
-            raise gone(sha256, error) from None
+            raise gone(name, error) from None
         if there.size_bytes != size_bytes:
-            raise damaged(sha256, f"{there.size_bytes} bytes, not {size_bytes}")
+            raise damaged(name, f"{there.size_bytes} bytes, not {size_bytes}")
 
-    async def problem(self, sha256: str, size_bytes: int) -> str:
+    async def problem(self, name: str, size_bytes: int) -> str:
         """See `Backend.problem`; a damaged copy in the cache is dropped, and fetched again."""
-        await self._cache.drop_if_damaged(sha256)
+        await self._cache.drop_if_damaged(name)
         try:
             hasher = Hasher()
-            await self._objects.read(_key(sha256), size_bytes, hasher.update)
+            await self._objects.read(_key(name), size_bytes, hasher.update)
         except NotFound as error:
-            return gone(sha256, error).message
+            return gone(name, error).message
         found = hasher.result()
         if found.size_bytes != size_bytes:
-            return damaged(sha256, "another length").message
-        return "" if found.sha256 == sha256 else "The stored bytes have another SHA-256."
+            return damaged(name, "another length").message
+        return "" if found.sha256 == digest(name) else "The stored bytes have another SHA-256."
 
     @asynccontextmanager
-    async def local(self, sha256: str, size_bytes: int) -> AsyncGenerator[Path]:
+    async def local(self, name: str, size_bytes: int) -> AsyncGenerator[Path]:
         """See `Backend.local`."""
 
         async def fetch(path: Path) -> None:
-            await self._fetch(sha256, size_bytes, path)
+            await self._fetch(name, size_bytes, path)
 
-        async with self._cache.file(sha256, size_bytes, fetch) as path:
+        async with self._cache.file(name, size_bytes, fetch) as path:
             yield path
 
-    async def _fetch(self, sha256: str, size_bytes: int, path: Path) -> None:
+    async def _fetch(self, name: str, size_bytes: int, path: Path) -> None:
         hasher = Hasher()
         with disk_errors("the cache of assets"):
             fd = await asyncio.to_thread(os.open, path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -93,25 +94,25 @@ class BucketBackend:
 
             def take(piece: memoryview) -> None:
                 if hasher.size_bytes + len(piece) > size_bytes:
-                    raise damaged(sha256, "longer than it should be")
+                    raise damaged(name, "longer than it should be")
                 hasher.update(piece)
                 with disk_errors("the cache of assets"):
                     while piece:
                         piece = piece[os.write(fd, piece) :]
 
-            await self._objects.read(_key(sha256), size_bytes, take)
+            await self._objects.read(_key(name), size_bytes, take)
         except NotFound as error:
-            raise gone(sha256, error) from None
+            raise gone(name, error) from None
         finally:
             os.close(fd)
         found = hasher.result()
-        if (found.sha256, found.size_bytes) != (sha256, size_bytes):
-            raise damaged(sha256, f"{found.size_bytes} bytes, {found.sha256}")
+        if (found.sha256, found.size_bytes) != (digest(name), size_bytes):
+            raise damaged(name, f"{found.size_bytes} bytes, {found.sha256}")
 
-    async def remove(self, sha256: str) -> None:
+    async def remove(self, name: str) -> None:
         """See `Backend.remove`."""
-        await self._objects.delete(_key(sha256))
-        await self._cache.drop(sha256)
+        await self._objects.delete(_key(name))
+        await self._cache.drop(name)
 
     async def objects(self) -> AsyncIterator[str]:
         """See `Backend.objects`."""
@@ -123,13 +124,13 @@ class BucketBackend:
         return await self._cache.leftovers()
 
 
-def _key(sha256: str) -> str:
-    return f"{PREFIX}/{sha256}"
+def _key(name: str) -> str:
+    return f"{PREFIX}/{name}"
 
 
-def _lies(sha256: str, why: str) -> DataLoss:
+def _lies(name: str, why: str) -> DataLoss:
     return DataLoss(
         "The object store did not keep what it was given.",
         hint="Tell the operator; then register or build it again.",
-        context={"sha256": sha256, "found": why},
+        context={"object": name, "found": why},
     )

@@ -18,7 +18,13 @@ from pathlib import Path
 
 import structlog
 
-from ironworks.assetmanagerd.bytes.disk import disk_errors, file_problem, seal, sync_directory
+from ironworks.assetmanagerd.bytes.disk import (
+    digest,
+    disk_errors,
+    file_problem,
+    seal,
+    sync_directory,
+)
 from ironworks.assetmanagerd.bytes.local import check_read_only
 from ironworks.assetmanagerd.bytes.locks import DigestLocks
 from ironworks.model.errors import ResourceExhausted
@@ -59,9 +65,9 @@ class HostCache:
         """SHA-256 of all files, least recently used first."""
         return list(self._sizes)
 
-    def path(self, sha256: str) -> Path:
+    def path(self, name: str) -> Path:
         """Where a file is, or would be."""
-        return self._files / sha256[:2] / sha256
+        return self._files / name[:2] / name
 
     async def open(self) -> None:
         """Find what is there; remove what was on its way."""
@@ -79,12 +85,12 @@ class HostCache:
 
     @asynccontextmanager
     async def file(
-        self, sha256: str, size_bytes: int, fetch: Callable[[Path], Awaitable[None]]
+        self, name: str, size_bytes: int, fetch: Callable[[Path], Awaitable[None]]
     ) -> AsyncGenerator[Path]:
         """A file with these bytes, which stays at least until the context ends.
 
         Args:
-            sha256: Which.
+            name: Which.
             size_bytes: How many.
             fetch: Writes them to a path, and raises unless they are what they should be. Is called
                 once however many ask.
@@ -92,107 +98,109 @@ class HostCache:
         Raises:
             ResourceExhausted: leases hold all that is in the cache, or the disk is full.
         """
-        self._pinned[sha256] += 1
+        self._pinned[name] += 1
         try:
-            async with self._one_at_a_time.held(sha256):
-                if self._sizes.get(sha256) != size_bytes or not await self._is_there(sha256):
-                    await self._fetch(sha256, size_bytes, fetch)
-                await self._touch(sha256)
-            yield self.path(sha256)
+            async with self._one_at_a_time.held(name):
+                if self._sizes.get(name) != size_bytes or not await self._is_there(name):
+                    await self._fetch(name, size_bytes, fetch)
+                await self._touch(name)
+            yield self.path(name)
         finally:
-            self._pinned[sha256] -= 1
+            self._pinned[name] -= 1
             self._pinned += Counter()  # forgets those that are zero
 
-    async def _is_there(self, sha256: str) -> bool:
-        path = self.path(sha256)
+    async def _is_there(self, name: str) -> bool:
+        path = self.path(name)
         try:
-            await asyncio.to_thread(check_read_only, path, sha256)
-            return path.stat().st_size == self._sizes[sha256]
+            await asyncio.to_thread(check_read_only, path, name)
+            return path.stat().st_size == self._sizes[name]
         except FileNotFoundError:
             return False
 
     async def _fetch(
-        self, sha256: str, size_bytes: int, fetch: Callable[[Path], Awaitable[None]]
+        self, name: str, size_bytes: int, fetch: Callable[[Path], Awaitable[None]]
     ) -> None:
-        await self._evict(sha256)
-        await self._make_room(sha256, size_bytes)
-        partial = self._partial / sha256
+        await self._evict(name)
+        await self._make_room(name, size_bytes)
+        partial = self._partial / name
         try:
             await fetch(partial)
-            await asyncio.to_thread(self._enter, partial, sha256)
-            self._sizes[sha256] = size_bytes
+            await asyncio.to_thread(self._enter, partial, name)
+            self._sizes[name] = size_bytes
         finally:
-            del self._coming[sha256]
+            del self._coming[name]
             partial.unlink(missing_ok=True)
 
-    def _enter(self, path: Path, sha256: str) -> None:
-        target = self.path(sha256)
+    def _enter(self, path: Path, name: str) -> None:
+        target = self.path(name)
         with disk_errors("the cache of assets"):
             target.parent.mkdir(exist_ok=True)
             seal(path)
             path.replace(target)
             sync_directory(target.parent)
 
-    async def take(self, path: Path, sha256: str, size_bytes: int) -> None:
+    async def take(self, path: Path, name: str, size_bytes: int) -> None:
         """Take a file over that has just been verified, if there is room; it is gone then."""
         try:
 
             async def move(partial: Path) -> None:
                 await asyncio.to_thread(path.replace, partial)
 
-            async with self._one_at_a_time.held(sha256):
-                await self._fetch(sha256, size_bytes, move)
-                await self._touch(sha256)
+            async with self._one_at_a_time.held(name):
+                await self._fetch(name, size_bytes, move)
+                await self._touch(name)
         except ResourceExhausted:
             await asyncio.to_thread(path.unlink, missing_ok=True)
 
-    async def _touch(self, sha256: str) -> None:
-        if sha256 not in self._sizes:
+    async def _touch(self, name: str) -> None:
+        if name not in self._sizes:
             return  # taken for another's room, by now
-        self._sizes.move_to_end(sha256)
+        self._sizes.move_to_end(name)
         now_ns = self._clock.now_ns()
         with suppress(FileNotFoundError):
-            await asyncio.to_thread(os.utime, self.path(sha256), ns=(now_ns, now_ns))
+            await asyncio.to_thread(os.utime, self.path(name), ns=(now_ns, now_ns))
 
-    async def _make_room(self, sha256: str, size_bytes: int) -> None:
+    async def _make_room(self, name: str, size_bytes: int) -> None:
         """Reserve room for a file, at the cost of those that were not used for longest."""
         async with self._making_room:
             needed = self.size_bytes + size_bytes - self._limit_bytes
             if needed > 0:
                 leased = await self._leased()
                 going: list[str] = []
-                for name, size in self._sizes.items():
-                    if needed > 0 and name not in leased and not self._pinned[name]:
-                        going.append(name)
+                for other, size in self._sizes.items():
+                    if needed > 0 and other not in leased and not self._pinned[other]:
+                        going.append(other)
                         needed -= size
                 if needed > 0:
                     raise ResourceExhausted(
                         "The cache of assets of this host is full of what VMs use.",
                         hint="Delete VMs, or let the operator raise asset_cache_bytes.",
                     )
-                for name in going:
-                    await self._evict(name)
-            self._coming[sha256] = size_bytes
+                for other in going:
+                    await self._evict(other)
+            self._coming[name] = size_bytes
 
-    async def _evict(self, sha256: str) -> None:
-        self._sizes.pop(sha256, None)
-        await asyncio.to_thread(self.path(sha256).unlink, missing_ok=True)
+    async def _evict(self, name: str) -> None:
+        self._sizes.pop(name, None)
+        await asyncio.to_thread(self.path(name).unlink, missing_ok=True)
 
-    async def drop(self, sha256: str) -> None:
+    async def drop(self, name: str) -> None:
         """Forget a file, if it is there: its bytes are not kept any more."""
-        async with self._one_at_a_time.held(sha256):
-            await self._evict(sha256)
+        async with self._one_at_a_time.held(name):
+            await self._evict(name)
 
-    async def drop_if_damaged(self, sha256: str) -> None:
+    async def drop_if_damaged(self, name: str) -> None:
         """Read a file again, and forget it if its bytes are others."""
-        async with self._one_at_a_time.held(sha256):
-            size_bytes = self._sizes.get(sha256)
+        async with self._one_at_a_time.held(name):
+            size_bytes = self._sizes.get(name)
             if size_bytes is None:
                 return
-            problem = await asyncio.to_thread(file_problem, self.path(sha256), sha256, size_bytes)
+            problem = await asyncio.to_thread(
+                file_problem, self.path(name), digest(name), size_bytes
+            )
             if problem:
-                _log.warning("cached_file_damaged", sha256=sha256, problem=problem)
-                await self._evict(sha256)
+                _log.warning("cached_file_damaged", file=name, problem=problem)
+                await self._evict(name)
 
     async def leftovers(self) -> int:
         """Remove files that nobody writes any more; answers how many."""

@@ -91,6 +91,11 @@ def hash_file(fd: int, hasher: Hasher | None = None) -> Hashed:
     return hasher.result()
 
 
+def digest(name: str) -> str:
+    """SHA-256 of the bytes that are kept under a name."""
+    return name.partition(".")[0]
+
+
 def read_head(path: Path) -> bytes:
     """The first `HEAD_BYTES` of a file, or all of it."""
     with path.open("rb") as file:

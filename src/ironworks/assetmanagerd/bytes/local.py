@@ -1,7 +1,7 @@
 """Bytes in a local directory, named by what they are.
 
-objects/sha256/ab/abcd…   read-only, fsynced, complete
-replaced/abcd…            what newer files of the same bytes took the place of; to be removed
+objects/sha256/ab/abcd….x   read-only, fsynced, complete
+replaced/abcd….x            what newer files of the same bytes took the place of; to be removed
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from ironworks.assetmanagerd.bytes.disk import (
+    digest,
     disk_errors,
     file_problem,
     open_exact,
@@ -24,7 +25,7 @@ from ironworks.assetmanagerd.bytes.disk import (
 from ironworks.model.errors import FailedPrecondition
 
 
-def check_read_only(path: Path, sha256: str) -> None:
+def check_read_only(path: Path, name: str) -> None:
     """Refuse to hand out bytes that somebody could write.
 
     Raises:
@@ -32,7 +33,7 @@ def check_read_only(path: Path, sha256: str) -> None:
     """
     if stat.S_IMODE(path.stat().st_mode) & 0o222:
         raise FailedPrecondition(
-            "The stored file of this asset is writable.", context={"sha256": sha256}
+            "The stored file of this asset is writable.", context={"object": name}
         )
 
 
@@ -43,9 +44,9 @@ class LocalBackend:
         self._objects = root / "objects" / "sha256"
         self._replaced = root / "replaced"
 
-    def path(self, sha256: str) -> Path:
+    def path(self, name: str) -> Path:
         """Where bytes are, or would be."""
-        return self._objects / sha256[:2] / sha256
+        return self._objects / name[:2] / name
 
     async def open(self) -> None:
         """Make the directories."""
@@ -54,13 +55,13 @@ class LocalBackend:
                 await asyncio.to_thread(directory.mkdir, parents=True, exist_ok=True)
         await self.leftovers()
 
-    async def keep(self, path: Path, sha256: str, size_bytes: int) -> None:
+    async def keep(self, path: Path, name: str, size_bytes: int) -> None:
         """See `Backend.keep`."""
         del size_bytes
-        await asyncio.to_thread(self._keep, path, sha256)
+        await asyncio.to_thread(self._keep, path, name)
 
-    def _keep(self, path: Path, sha256: str) -> None:
-        target = self.path(sha256)
+    def _keep(self, path: Path, name: str) -> None:
+        target = self.path(name)
         with disk_errors("the asset"):
             if not target.parent.exists():
                 target.parent.mkdir(exist_ok=True)
@@ -69,32 +70,32 @@ class LocalBackend:
             # To free the blocks of a large file takes time that a tenant could measure, and learn
             # that another has the same bytes: what is replaced is freed later.
             with contextlib.suppress(FileExistsError, FileNotFoundError):
-                os.link(target, self._replaced / sha256, follow_symlinks=False)
+                os.link(target, self._replaced / name, follow_symlinks=False)
             path.replace(target)
             sync_directory(target.parent)
 
-    async def check(self, sha256: str, size_bytes: int) -> None:
+    async def check(self, name: str, size_bytes: int) -> None:
         """See `Backend.check`."""
-        os.close(await asyncio.to_thread(open_exact, self.path(sha256), sha256, size_bytes))
+        os.close(await asyncio.to_thread(open_exact, self.path(name), name, size_bytes))
 
-    async def problem(self, sha256: str, size_bytes: int) -> str:
+    async def problem(self, name: str, size_bytes: int) -> str:
         """See `Backend.problem`."""
-        return await asyncio.to_thread(file_problem, self.path(sha256), sha256, size_bytes)
+        return await asyncio.to_thread(file_problem, self.path(name), digest(name), size_bytes)
 
     @asynccontextmanager
-    async def local(self, sha256: str, size_bytes: int) -> AsyncGenerator[Path]:
+    async def local(self, name: str, size_bytes: int) -> AsyncGenerator[Path]:
         """See `Backend.local`."""
-        await self.check(sha256, size_bytes)
-        path = self.path(sha256)
-        check_read_only(path, sha256)
+        await self.check(name, size_bytes)
+        path = self.path(name)
+        check_read_only(path, name)
         yield path
 
-    async def remove(self, sha256: str) -> None:
+    async def remove(self, name: str) -> None:
         """See `Backend.remove`."""
-        await asyncio.to_thread(self._remove, sha256)
+        await asyncio.to_thread(self._remove, name)
 
-    def _remove(self, sha256: str) -> None:
-        target = self.path(sha256)
+    def _remove(self, name: str) -> None:
+        target = self.path(name)
         target.unlink(missing_ok=True)
         if target.parent.exists():
             sync_directory(target.parent)

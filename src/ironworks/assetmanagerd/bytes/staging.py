@@ -12,22 +12,44 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from ironworks.assetmanagerd.bytes.disk import Hashed, Hasher, disk_errors, hash_file
+from ironworks.assetmanagerd.bytes.disk import (
+    Hashed,
+    Hasher,
+    disk_errors,
+    hash_file,
+    seal,
+    sync_directory,
+)
 from ironworks.model.errors import InvalidRequest, NotFound, ResourceExhausted
+from ironworks.runtime.clock import SystemEntropy
 
 
 class Staging:
-    """Files below one directory."""
+    """Files below one directory.
+
+    Attributes:
+        path: The directory.
+        identity: What tells this staging area from those of other assetmanagerd; known once `open`.
+    """
 
     def __init__(self, path: Path, *, min_free_bytes: int) -> None:
         self.path = path
+        self.identity = ""
         self._min_free_bytes = min_free_bytes
 
     def open(self) -> None:
-        """Make the directory."""
+        """Make the directory, and give it its identity."""
         with disk_errors("assets"):
             self.path.mkdir(parents=True, exist_ok=True)
             self.path.chmod(0o700)
+            known = self.path.with_name("staging-identity")
+            if not known.exists():
+                fresh = known.with_suffix(".new")
+                fresh.write_text(SystemEntropy().token_bytes(16).hex())
+                seal(fresh)
+                fresh.replace(known)
+                sync_directory(known.parent)
+            self.identity = known.read_text()
 
     def check_room(self, size_bytes: int) -> None:
         """Refuse bytes for which there is no room.
