@@ -20,7 +20,7 @@ Invariants, each with a test:
 - No path of an image becomes a path of the host; layers are read and written in a sandbox without a
   network and without the host's files.
 - Paths on the host are read only below `local_image_roots`.
-- A digest alone proves no right to bytes: a kept blob serves a tenant once the registry that it came
+- A digest alone proves no right to bytes: a kept blob serves a tenant once the registry it came
   from has given it to this tenant too. Builds are never another tenant's.
 - Builds connect to public addresses and by TLS, or to what the operator has named.
 - Scratch is a directory a build, gone when the build has ended and emptied at start.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ironworks.builderd.flatten.plan import Flattened
 from ironworks.builderd.sources.documents import host_architecture
-from ironworks.builderd.types import Build, ImageConfig, RootfsFormat
+from ironworks.builderd.types import Build, HealthCheck, ImageConfig, RootfsFormat
 from ironworks.gen.ironworks.assetmanagerd.v1 import asset_pb
 from ironworks.gen.ironworks.assetmanagerd.v1.asset_connect import AssetServiceClient
 from ironworks.gen.ironworks.common.v1 import common_pb
@@ -30,6 +30,19 @@ def image_config_message(config: ImageConfig) -> common_pb.ImageConfig:
         exposed_ports=list(config.exposed_ports),
         stop_signal=config.stop_signal,
         labels=dict(config.labels),
+        health_check=_health_check_message(config.health_check),
+    )
+
+
+def _health_check_message(check: HealthCheck | None) -> common_pb.HealthCheck | None:
+    if check is None:
+        return None
+    return common_pb.HealthCheck(
+        test=list(check.test),
+        interval_ns=check.interval_ns,
+        timeout_ns=check.timeout_ns,
+        start_period_ns=check.start_period_ns,
+        retries=check.retries,
     )
 
 

@@ -75,6 +75,17 @@ class ImageReference:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HealthCheck:
+    """How an image says that its health is to be checked; see `common.v1.HealthCheck`."""
+
+    test: tuple[str, ...] = ()
+    interval_ns: int = 0
+    timeout_ns: int = 0
+    start_period_ns: int = 0
+    retries: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ImageConfig:
     """How to run an image; see `common.v1.ImageConfig`."""
 
@@ -86,6 +97,7 @@ class ImageConfig:
     exposed_ports: tuple[str, ...] = ()
     stop_signal: str = ""
     labels: Mapping[str, str] = field(default_factory=dict[str, str])
+    health_check: HealthCheck | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

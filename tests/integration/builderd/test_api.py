@@ -158,6 +158,32 @@ def small(text: str = "hello", **more: object) -> images.Image:
     )
 
 
+async def test_how_an_image_is_run_stays_with_its_asset(world: World) -> None:
+    config = {
+        **RUN,
+        "User": "7:8",
+        "WorkingDir": "/srv",
+        "StopSignal": "SIGINT",
+        "Labels": {"a": "b"},
+        "Healthcheck": {"Test": ["CMD-SHELL", "true"], "Interval": 5_000_000_000, "Retries": 2},
+    }
+    reference = images.write_image(world.images_dir / "app", small(config=config))
+    build = await world.build(reference)
+    assert build.result is not None
+    answer = await world.assets().get_asset(
+        asset_pb.GetAssetRequest(asset_id=build.result.asset_id)
+    )
+    assert answer.asset is not None
+    found = answer.asset.image_config
+    assert found == build.result.image_config
+    assert found is not None
+    assert (found.user, found.working_directory, found.stop_signal) == ("7:8", "/srv", "SIGINT")
+    assert found.labels == {"a": "b"}
+    assert found.health_check is not None
+    assert found.health_check.test == ["CMD-SHELL", "true"]
+    assert (found.health_check.interval_ns, found.health_check.retries) == (5_000_000_000, 2)
+
+
 async def test_a_layout_becomes_an_available_asset(world: World) -> None:
     reference = images.build_sample_layout(world.images_dir / "sample")
     build = await world.build(reference, labels={"app": "web"})

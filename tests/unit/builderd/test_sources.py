@@ -29,7 +29,7 @@ from ironworks.builderd.sources.local import (
     read_blob,
     resolve_layout,
 )
-from ironworks.builderd.types import Descriptor, ImageReference, Transport
+from ironworks.builderd.types import Descriptor, HealthCheck, ImageReference, Transport
 from ironworks.model.errors import (
     FailedPrecondition,
     InvalidRequest,
@@ -127,12 +127,21 @@ def test_how_to_run_it() -> None:
         "ExposedPorts": {"80/tcp": {}, "443/tcp": {}},
         "StopSignal": "SIGINT",
         "Labels": {"b": "2", "a": "1"},
+        "Healthcheck": {
+            "Test": ["CMD", "/check"],
+            "Interval": 30_000_000_000,
+            "Timeout": -1,
+            "Retries": 3,
+        },
     }
     found, diff_ids = read_config(config(config=raw), 1)
     assert (found.entrypoint, found.cmd, found.env) == (("/e",), ("c",), ("A=b",))
     assert (found.user, found.working_directory, found.stop_signal) == ("www", "/srv", "SIGINT")
     assert found.exposed_ports == ("443/tcp", "80/tcp")
     assert list(found.labels.items()) == [("a", "1"), ("b", "2")]
+    assert found.health_check == HealthCheck(
+        test=("CMD", "/check"), interval_ns=30_000_000_000, retries=3
+    )
     assert diff_ids == (DIGEST,)
 
 

@@ -12,11 +12,13 @@ import re
 from collections.abc import Iterator
 from typing import Any, cast
 
-from ironworks.builderd.types import Descriptor, ImageConfig, Manifest
+from ironworks.builderd.types import Descriptor, HealthCheck, ImageConfig, Manifest
 from ironworks.model.errors import FailedPrecondition, InvalidRequest, Unimplemented
 
 MAX_DOCUMENT_BYTES = 4 * 1024 * 1024
 _MAX_MANIFESTS = 1000
+_MAX_NS = (1 << 63) - 1
+_MAX_RETRIES = (1 << 31) - 1
 _MAX_ARGUMENT_BYTES = 64 * 1024
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _INDEXES = frozenset(
@@ -254,14 +256,38 @@ def _image_config(raw: dict[str, object]) -> ImageConfig:
         }
         if isinstance(labels, dict)
         else {},
+        health_check=_health_check(raw.get("Healthcheck")),
     )
-    told = (*config.entrypoint, *config.cmd, *config.env, config.user, config.working_directory)
+    check = () if config.health_check is None else config.health_check.test
+    told = (
+        *(*config.entrypoint, *config.cmd, *config.env),
+        *(config.user, config.working_directory, *check),
+    )
     if sum(map(len, told)) > _MAX_ARGUMENT_BYTES or any("\0" in text for text in told):
         raise InvalidRequest(
             f"The image's command line and environment are longer than {_MAX_ARGUMENT_BYTES} "
             "characters, or have a NUL."
         )
     return config
+
+
+def _health_check(value: object) -> HealthCheck | None:
+    if not isinstance(value, dict):
+        return None
+    raw = cast("dict[str, object]", value)
+    return HealthCheck(
+        test=_texts(raw.get("Test")),
+        interval_ns=_count(raw.get("Interval")),
+        timeout_ns=_count(raw.get("Timeout")),
+        start_period_ns=_count(raw.get("StartPeriod")),
+        retries=_count(raw.get("Retries"), _MAX_RETRIES),
+    )
+
+
+def _count(value: object, maximum: int = _MAX_NS) -> int:
+    """A number of the configuration; what is none, or makes no sense, is taken as not said."""
+    fits = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= maximum
+    return cast("int", value) if fits else 0
 
 
 def _texts(value: object) -> tuple[str, ...]:

@@ -132,7 +132,7 @@ class Money(Message[_MoneyFields]):
         nanos: int
         currency: str
 
-_ImageConfigFields: TypeAlias = Literal["entrypoint", "cmd", "env", "user", "working_directory", "exposed_ports", "stop_signal", "labels"]
+_ImageConfigFields: TypeAlias = Literal["entrypoint", "cmd", "env", "user", "working_directory", "exposed_ports", "stop_signal", "labels", "health_check"]
 
 class ImageConfig(Message[_ImageConfigFields]):
     """
@@ -192,9 +192,15 @@ class ImageConfig(Message[_ImageConfigFields]):
             ```proto
             map<string, string> labels = 8;
             ```
+        health_check:
+            How the image says that its health is to be checked; absent if it does not.
+
+            ```proto
+            optional ironworks.common.v1.HealthCheck health_check = 9;
+            ```
     """
 
-    __slots__ = ("entrypoint", "cmd", "env", "user", "working_directory", "exposed_ports", "stop_signal", "labels")
+    __slots__ = ("entrypoint", "cmd", "env", "user", "working_directory", "exposed_ports", "stop_signal", "labels", "health_check")
 
     if TYPE_CHECKING:
 
@@ -209,6 +215,7 @@ class ImageConfig(Message[_ImageConfigFields]):
             exposed_ports: list[str] | None = None,
             stop_signal: str = "",
             labels: dict[str, str] | None = None,
+            health_check: HealthCheck | None = None,
         ) -> None:
             pass
 
@@ -220,16 +227,83 @@ class ImageConfig(Message[_ImageConfigFields]):
         exposed_ports: list[str]
         stop_signal: str
         labels: dict[str, str]
+        health_check: HealthCheck | None
+
+_HealthCheckFields: TypeAlias = Literal["test", "interval_ns", "timeout_ns", "start_period_ns", "retries"]
+
+class HealthCheck(Message[_HealthCheckFields]):
+    """
+    HealthCheck is Docker's extension of the image configuration, `Healthcheck`. It is kept; nothing
+    runs it yet.
+
+    ```proto
+    message ironworks.common.v1.HealthCheck
+    ```
+
+    Attributes:
+        test:
+            `["NONE"]`, `["CMD", program, argument, …]` or `["CMD-SHELL", command]`.
+
+            ```proto
+            repeated string test = 1;
+            ```
+        interval_ns:
+            Nanoseconds between two checks; 0 means that the image does not say.
+
+            ```proto
+            int64 interval_ns = 2;
+            ```
+        timeout_ns:
+            Nanoseconds after which a check has failed; 0 means that the image does not say.
+
+            ```proto
+            int64 timeout_ns = 3;
+            ```
+        start_period_ns:
+            Nanoseconds after the start in which failures do not count; 0 means that the image does not say.
+
+            ```proto
+            int64 start_period_ns = 4;
+            ```
+        retries:
+            Failures in a row that make it unhealthy; 0 means that the image does not say.
+
+            ```proto
+            int32 retries = 5;
+            ```
+    """
+
+    __slots__ = ("test", "interval_ns", "timeout_ns", "start_period_ns", "retries")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            test: list[str] | None = None,
+            interval_ns: int = 0,
+            timeout_ns: int = 0,
+            start_period_ns: int = 0,
+            retries: int = 0,
+        ) -> None:
+            pass
+
+        test: list[str]
+        interval_ns: int
+        timeout_ns: int
+        start_period_ns: int
+        retries: int
 
 
 _DESC = file_desc(
-    b'\n ironworks/common/v1/common.proto\x12\x13ironworks.common.v1"I\n\x0bPageRequest\x12\x1b\n\tpage_size\x18\x01 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x02 \x01(\tR\tpageToken"2\n\x08PageInfo\x12&\n\x0fnext_page_token\x18\x01 \x01(\tR\rnextPageToken"9\n\x05Money\x12\x14\n\x05nanos\x18\x01 \x01(\x03R\x05nanos\x12\x1a\n\x08currency\x18\x02 \x01(\tR\x08currency"\xd9\x02\n\x0bImageConfig\x12\x1e\n\nentrypoint\x18\x01 \x03(\tR\nentrypoint\x12\x10\n\x03cmd\x18\x02 \x03(\tR\x03cmd\x12\x10\n\x03env\x18\x03 \x03(\tR\x03env\x12\x12\n\x04user\x18\x04 \x01(\tR\x04user\x12+\n\x11working_directory\x18\x05 \x01(\tR\x10workingDirectory\x12#\n\rexposed_ports\x18\x06 \x03(\tR\x0cexposedPorts\x12\x1f\n\x0bstop_signal\x18\x07 \x01(\tR\nstopSignal\x12D\n\x06labels\x18\x08 \x03(\x0b2,.ironworks.common.v1.ImageConfig.LabelsEntryR\x06labels\x1a9\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x028\x01b\x06proto3',
+    b'\n ironworks/common/v1/common.proto\x12\x13ironworks.common.v1"I\n\x0bPageRequest\x12\x1b\n\tpage_size\x18\x01 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x02 \x01(\tR\tpageToken"2\n\x08PageInfo\x12&\n\x0fnext_page_token\x18\x01 \x01(\tR\rnextPageToken"9\n\x05Money\x12\x14\n\x05nanos\x18\x01 \x01(\x03R\x05nanos\x12\x1a\n\x08currency\x18\x02 \x01(\tR\x08currency"\x9e\x03\n\x0bImageConfig\x12\x1e\n\nentrypoint\x18\x01 \x03(\tR\nentrypoint\x12\x10\n\x03cmd\x18\x02 \x03(\tR\x03cmd\x12\x10\n\x03env\x18\x03 \x03(\tR\x03env\x12\x12\n\x04user\x18\x04 \x01(\tR\x04user\x12+\n\x11working_directory\x18\x05 \x01(\tR\x10workingDirectory\x12#\n\rexposed_ports\x18\x06 \x03(\tR\x0cexposedPorts\x12\x1f\n\x0bstop_signal\x18\x07 \x01(\tR\nstopSignal\x12D\n\x06labels\x18\x08 \x03(\x0b2,.ironworks.common.v1.ImageConfig.LabelsEntryR\x06labels\x12C\n\x0chealth_check\x18\t \x01(\x0b2 .ironworks.common.v1.HealthCheckR\x0bhealthCheck\x1a9\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x028\x01"\xa3\x01\n\x0bHealthCheck\x12\x12\n\x04test\x18\x01 \x03(\tR\x04test\x12\x1f\n\x0binterval_ns\x18\x02 \x01(\x03R\nintervalNs\x12\x1d\n\ntimeout_ns\x18\x03 \x01(\x03R\ttimeoutNs\x12&\n\x0fstart_period_ns\x18\x04 \x01(\x03R\rstartPeriodNs\x12\x18\n\x07retries\x18\x05 \x01(\x05R\x07retriesb\x06proto3',
     [],
     {
         "PageRequest": PageRequest,
         "PageInfo": PageInfo,
         "Money": Money,
         "ImageConfig": ImageConfig,
+        "HealthCheck": HealthCheck,
     },
 )
 
