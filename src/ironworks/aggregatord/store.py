@@ -14,7 +14,6 @@ from sqlalchemy import (
     and_,
     bindparam,
     delete,
-    func,
     select,
 )
 
@@ -25,7 +24,6 @@ from ironworks.aggregatord.tables import (
     DIRTY_HOURS,
     EPOCHS,
     HOSTS,
-    QUARANTINE,
     VMS,
     WINDOWS,
 )
@@ -40,7 +38,6 @@ from ironworks.aggregatord.types import (
     VmEpoch,
     Window,
 )
-from ironworks.gen.ironworks.aggregatord.v1.batch_pb import QuarantineState
 from ironworks.storage.upsert import upsert
 
 _VARIABLES_AT_ONCE = 500
@@ -97,19 +94,6 @@ class DirtyHour:
     hour_ns: int
     tenant_id: str
     generation: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EpochCounts:
-    """Windows of one epoch in an interval, added up."""
-
-    key: VmEpoch
-    attached_seq: int
-    first_seq: int
-    last_seq: int
-    samples: int
-    partial: int
-    end_at_ns: int
 
 
 def get_batch(connection: Connection, batch_id: str) -> LedgerBatch | None:
@@ -389,7 +373,8 @@ def forget_epochs(connection: Connection, before_ns: int) -> int:
     return connection.execute(delete(EPOCHS).where(EPOCHS.c.end_at_ns < before_ns)).rowcount
 
 
-def _selected(table: Table, chosen: UsageFilter, interval: Interval) -> ColumnElement[bool]:
+def selected(table: Table, chosen: UsageFilter, interval: Interval) -> ColumnElement[bool]:
+    """Rows of windows that begin in an interval."""
     conditions = [
         table.c.tenant_id == chosen.tenant_id,
         table.c.start_at_ns >= interval.from_ns,
@@ -400,64 +385,3 @@ def _selected(table: Table, chosen: UsageFilter, interval: Interval) -> ColumnEl
     if chosen.deployment_id:
         conditions.append(table.c.deployment_id == chosen.deployment_id)
     return and_(*conditions)
-
-
-def _counts(connection: Connection, table: Table, where: ColumnElement[bool]) -> list[EpochCounts]:
-    ledger = table is WINDOWS
-    rows = connection.execute(
-        select(
-            table.c.vm_id,
-            table.c.boot_epoch,
-            func.min(table.c.attached_seq).label("attached_seq"),
-            func.min(table.c.first_seq).label("first_seq"),
-            func.max(table.c.last_seq).label("last_seq"),
-            func.sum(table.c.sample_count).label("samples"),
-            func.sum(WINDOWS.c.partial_count if ledger else 0).label("partial"),
-            func.max(WINDOWS.c.end_at_ns if ledger else 0).label("end_at_ns"),
-        )
-        .where(where)
-        .group_by(table.c.vm_id, table.c.boot_epoch)
-    )
-    return [
-        EpochCounts(
-            key=VmEpoch(row.vm_id, row.boot_epoch),
-            attached_seq=row.attached_seq,
-            first_seq=row.first_seq,
-            last_seq=row.last_seq,
-            samples=row.samples,
-            partial=row.partial,
-            end_at_ns=row.end_at_ns,
-        )
-        for row in rows
-    ]
-
-
-def accepted_counts(
-    connection: Connection, chosen: UsageFilter, interval: Interval
-) -> list[EpochCounts]:
-    """Windows of the ledger in an interval, by epoch."""
-    return _counts(connection, WINDOWS, _selected(WINDOWS, chosen, interval))
-
-
-def quarantined_counts(
-    connection: Connection, chosen: UsageFilter, interval: Interval
-) -> list[EpochCounts]:
-    """Windows in quarantine in an interval, by epoch."""
-    where = and_(
-        _selected(QUARANTINE, chosen, interval),
-        QUARANTINE.c.state == int(QuarantineState.OPEN),
-        # A conflicting copy of a window that was accepted lacks nowhere.
-        ~select(WINDOWS.c.window_id).where(WINDOWS.c.window_id == QUARANTINE.c.window_id).exists(),
-    )
-    return _counts(connection, QUARANTINE, where)
-
-
-def last_seq_before(connection: Connection, key: VmEpoch, first_seq: int) -> int | None:
-    """Last sequence number of the epoch's windows before one; None if there is none."""
-    return connection.execute(
-        select(func.max(WINDOWS.c.last_seq)).where(
-            WINDOWS.c.vm_id == key.vm_id,
-            WINDOWS.c.boot_epoch == key.boot_epoch,
-            WINDOWS.c.first_seq < first_seq,
-        )
-    ).scalar_one()
