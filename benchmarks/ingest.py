@@ -31,6 +31,7 @@ from benchmarks.metering_rows import MEMORY_BYTES, TICK_NS, VCPUS, Fleet, Rows, 
 from ironworks.aggregatord.schema import tables
 from ironworks.aggregatord.types import READINGS, AggregatordSettings
 from ironworks.billaged.app import Collector
+from ironworks.billaged.service import SUBMIT_SECONDS
 from ironworks.billaged.types import BillagedSettings
 from ironworks.gen.ironworks.aggregatord.v1 import usage_pb
 from ironworks.gen.ironworks.aggregatord.v1.batch_connect import BatchServiceClient
@@ -190,7 +191,7 @@ async def pipeline(directory: Path) -> AsyncGenerator[Pipeline]:
     collector = Collector(
         directory=directory / "billaged",
         settings=settings,
-        batches=clients.of(BatchServiceClient, "aggregatord"),
+        batches=clients.of(BatchServiceClient, "aggregatord", timeout_seconds=SUBMIT_SECONDS),
         clock=_CLOCK,
     )
     collector.open()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
 from sqlalchemy import (
@@ -14,6 +14,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     delete,
+    func,
     select,
 )
 
@@ -24,6 +25,7 @@ from ironworks.aggregatord.tables import (
     DIRTY_HOURS,
     EPOCHS,
     HOSTS,
+    QUARANTINE,
     VMS,
     WINDOWS,
 )
@@ -38,6 +40,7 @@ from ironworks.aggregatord.types import (
     VmEpoch,
     Window,
 )
+from ironworks.gen.ironworks.aggregatord.v1.batch_pb import QuarantineState
 from ironworks.storage.upsert import upsert
 
 _VARIABLES_AT_ONCE = 500
@@ -94,6 +97,19 @@ class DirtyHour:
     hour_ns: int
     tenant_id: str
     generation: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochCounts:
+    """Windows of one epoch in an interval, added up."""
+
+    key: VmEpoch
+    attached_seq: int
+    first_seq: int
+    last_seq: int
+    samples: int
+    partial: int
+    end_at_ns: int
 
 
 def get_batch(connection: Connection, batch_id: str) -> LedgerBatch | None:
@@ -164,6 +180,11 @@ def frontiers(connection: Connection, keys: Sequence[VmEpoch]) -> dict[VmEpoch, 
     return found
 
 
+def _told(baseline: Baseline) -> dict[str, object]:
+    # `asdict` would copy every number: it took half of a batch's transaction.
+    return {one.name: getattr(baseline, one.name) for one in fields(baseline)}
+
+
 def put_frontiers(connection: Connection, ends: Mapping[VmEpoch, Frontier]) -> None:
     """Say where epochs end now."""
     rows = [
@@ -172,7 +193,7 @@ def put_frontiers(connection: Connection, ends: Mapping[VmEpoch, Frontier]) -> N
             "boot_epoch": key.boot_epoch,
             "last_seq": end.last_seq,
             "end_at_ns": end.baseline.end_at_ns or 0,
-            "baseline": json.dumps(asdict(end.baseline), separators=(",", ":")),
+            "baseline": json.dumps(_told(end.baseline), separators=(",", ":")),
         }
         for key, end in ends.items()
     ]
@@ -373,8 +394,7 @@ def forget_epochs(connection: Connection, before_ns: int) -> int:
     return connection.execute(delete(EPOCHS).where(EPOCHS.c.end_at_ns < before_ns)).rowcount
 
 
-def selected(table: Table, chosen: UsageFilter, interval: Interval) -> ColumnElement[bool]:
-    """Rows of windows that begin in an interval."""
+def _selected(table: Table, chosen: UsageFilter, interval: Interval) -> ColumnElement[bool]:
     conditions = [
         table.c.tenant_id == chosen.tenant_id,
         table.c.start_at_ns >= interval.from_ns,
@@ -385,3 +405,64 @@ def selected(table: Table, chosen: UsageFilter, interval: Interval) -> ColumnEle
     if chosen.deployment_id:
         conditions.append(table.c.deployment_id == chosen.deployment_id)
     return and_(*conditions)
+
+
+def _counts(connection: Connection, table: Table, where: ColumnElement[bool]) -> list[EpochCounts]:
+    ledger = table is WINDOWS
+    rows = connection.execute(
+        select(
+            table.c.vm_id,
+            table.c.boot_epoch,
+            func.min(table.c.attached_seq).label("attached_seq"),
+            func.min(table.c.first_seq).label("first_seq"),
+            func.max(table.c.last_seq).label("last_seq"),
+            func.sum(table.c.sample_count).label("samples"),
+            func.sum(WINDOWS.c.partial_count if ledger else 0).label("partial"),
+            func.max(WINDOWS.c.end_at_ns if ledger else 0).label("end_at_ns"),
+        )
+        .where(where)
+        .group_by(table.c.vm_id, table.c.boot_epoch)
+    )
+    return [
+        EpochCounts(
+            key=VmEpoch(row.vm_id, row.boot_epoch),
+            attached_seq=row.attached_seq,
+            first_seq=row.first_seq,
+            last_seq=row.last_seq,
+            samples=row.samples,
+            partial=row.partial,
+            end_at_ns=row.end_at_ns,
+        )
+        for row in rows
+    ]
+
+
+def accepted_counts(
+    connection: Connection, chosen: UsageFilter, interval: Interval
+) -> list[EpochCounts]:
+    """Windows of the ledger in an interval, by epoch."""
+    return _counts(connection, WINDOWS, _selected(WINDOWS, chosen, interval))
+
+
+def quarantined_counts(
+    connection: Connection, chosen: UsageFilter, interval: Interval
+) -> list[EpochCounts]:
+    """Windows in quarantine in an interval, by epoch."""
+    where = and_(
+        _selected(QUARANTINE, chosen, interval),
+        QUARANTINE.c.state == int(QuarantineState.OPEN),
+        # A conflicting copy of a window that was accepted lacks nowhere.
+        ~select(WINDOWS.c.window_id).where(WINDOWS.c.window_id == QUARANTINE.c.window_id).exists(),
+    )
+    return _counts(connection, QUARANTINE, where)
+
+
+def last_seq_before(connection: Connection, key: VmEpoch, first_seq: int) -> int | None:
+    """Last sequence number of the epoch's windows before one; None if there is none."""
+    return connection.execute(
+        select(func.max(WINDOWS.c.last_seq)).where(
+            WINDOWS.c.vm_id == key.vm_id,
+            WINDOWS.c.boot_epoch == key.boot_epoch,
+            WINDOWS.c.first_seq < first_seq,
+        )
+    ).scalar_one()

@@ -74,6 +74,8 @@ class Warehouse:
             stored: What they add, and windows after them that now add something else.
         """
         if windows:
+            # In the order of the table: sorting windows is cheap, sorting samples is not.
+            windows = sorted(windows, key=lambda one: (one.key, one.first_seq))
             await self._engine.insert("raw_samples", sample_columns(windows))
             await self._engine.insert("gaps", gap_columns(windows))
         if stored:
@@ -321,28 +323,31 @@ class Warehouse:
         """Drop a day of a table."""
         await self._engine.execute(drop_partition(table, day, self._settings.clickhouse_cluster))
 
-    async def declared(
-        self, chosen: UsageFilter, interval: Interval, from_vm: str, limit: int
-    ) -> list[tuple[StoredGap, str]]:
-        """What windows of an interval say is missing, with the window's id, in order."""
+    async def gaps(
+        self, chosen: UsageFilter, interval: Interval, limit: int, after: tuple[str, int, int]
+    ) -> list[StoredGap]:
+        """Gaps in an interval, by VM, epoch and number, after the given ones."""
         where, parameters = _selected(chosen, interval, "window_at_ns")
         rows = await self._engine.rows(
-            "SELECT vm_id, boot_epoch, first_seq, last_seq, reason, start_at_ns, end_at_ns,"  # noqa: S608
-            f" window_id FROM gaps FINAL WHERE {where} AND vm_id >= {{from_vm:String}}"
+            "SELECT vm_id, boot_epoch, first_seq, last_seq, reason, start_at_ns, end_at_ns"  # noqa: S608
+            f" FROM gaps FINAL WHERE {where} AND (vm_id, boot_epoch, first_seq) >"
+            " ({after_vm:String}, {after_epoch:Int64}, {after_seq:Int64})"
             f" ORDER BY vm_id, boot_epoch, first_seq LIMIT {limit}",
-            {**parameters, "from_vm": from_vm},
+            {
+                **parameters,
+                "after_vm": after[0],
+                "after_epoch": after[1],
+                "after_seq": after[2],
+            },
         )
         return [
-            (
-                StoredGap(
-                    key=VmEpoch(row[0], row[1]),
-                    first_seq=row[2],
-                    last_seq=row[3],
-                    reason=row[4],
-                    start_at_ns=row[5],
-                    end_at_ns=row[6],
-                ),
-                row[7],
+            StoredGap(
+                key=VmEpoch(row[0], row[1]),
+                first_seq=row[2],
+                last_seq=row[3],
+                reason=row[4],
+                start_at_ns=row[5],
+                end_at_ns=row[6],
             )
             for row in rows
         ]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from ironworks.billaged.types import WINDOW_NS, SeqGap, VmKey
 from ironworks.gen.ironworks.billaged.v1.samples_pb import GapReason
 from ironworks.model.ids import derived_id
@@ -54,19 +57,14 @@ def next_to_ship(waiting: Sequence[str], turn: int) -> str:
     return waiting[-1] if turn % NEWEST_EVERY == NEWEST_EVERY - 1 else waiting[0]
 
 
-def missing(first_seq: int, last_seq: int, present: Sequence[int]) -> list[tuple[int, int]]:
+def missing(first_seq: int, last_seq: int, present: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
     """The intervals of `first_seq` to `last_seq` that are not in the ascending `present`."""
-    gaps: list[tuple[int, int]] = []
-    expected = first_seq
-    for seq in present:
-        if seq > last_seq:
-            break
-        if seq > expected:
-            gaps.append((expected, seq - 1))
-        expected = max(expected, seq + 1)
-    if expected <= last_seq:
-        gaps.append((expected, last_seq))
-    return gaps
+    if first_seq > last_seq:
+        return []
+    inside = present[np.searchsorted(present, first_seq) : np.searchsorted(present, last_seq + 1)]
+    edges = np.concatenate(([first_seq - 1], inside, [last_seq + 1]))
+    before = np.flatnonzero(np.diff(edges) > 1)
+    return [(int(edges[at]) + 1, int(edges[at + 1]) - 1) for at in before]
 
 
 def explain(

@@ -45,14 +45,18 @@ def differences(column: npt.NDArray[Any], dtype: str) -> bytes:
         column: Integers.
         dtype: Unsigned little-endian type of the width, for example `<u8`.
     """
-    values = column.astype(dtype)
-    values[1:] = values[1:] - values[:-1].copy()
-    return values.tobytes()
+    values = column.astype(dtype, copy=False)
+    made = np.empty_like(values)
+    made[:1] = values[:1]
+    np.subtract(values[1:], values[:-1], out=made[1:])
+    return made.tobytes()
 
 
 def absent_masks(absent: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint8]:
     """Bit n of a sample's mask is set where reading n + 1 is missing."""
     masks = np.zeros(len(absent), np.uint8)
+    if not absent.any():
+        return masks
     for bit in range(COUNTERS):
         missing = (absent >> np.uint32(ABSENCE_BITS * bit)) & np.uint32(_REASON_MASK) != 0
         masks |= missing.astype(np.uint8) << np.uint8(bit)

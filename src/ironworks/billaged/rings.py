@@ -1,7 +1,8 @@
-"""The rings: the last 1,200 samples of every VM, in one matrix for each column.
+"""The rings: the last 1,200 samples of every VM.
 
 All VMs of a host share one grid of ticks, so sequence number k stands at position k modulo 1,200 of
-every ring, and a tick of a thousand VMs is stored with one assignment a column.
+every ring, and a tick of a thousand VMs is stored with one assignment a column. The readings of a
+sample stand side by side: a tick touches each VM's memory once, not once a reading.
 """
 
 from __future__ import annotations
@@ -72,9 +73,7 @@ class Rings:
         self._offset_us = np.empty((0, RING_SAMPLES), np.int32)
         self._absent = np.empty((0, RING_SAMPLES), np.uint32)
         self._sealed: Mask = np.empty((0, RING_SAMPLES), np.bool_)
-        self._values: dict[ColumnName, npt.NDArray[np.uint64]] = {
-            name: np.empty((0, RING_SAMPLES), np.uint64) for name in COLUMNS
-        }
+        self._values = np.empty((0, RING_SAMPLES, len(COLUMNS)), np.uint64)
 
     def allocate(self) -> int:
         """An empty ring; answers its row."""
@@ -97,7 +96,7 @@ class Rings:
 
         def grown(matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
             # Pages that are never touched cost nothing.
-            larger = np.zeros((new, RING_SAMPLES), matrix.dtype)
+            larger = np.zeros((new, *matrix.shape[1:]), matrix.dtype)
             larger[:old] = matrix
             return larger
 
@@ -105,7 +104,7 @@ class Rings:
         self._offset_us, self._absent = grown(self._offset_us), grown(self._absent)
         self._sealed = grown(self._sealed)
         self._seq[old:], self._sealed[old:] = EMPTY, True
-        self._values = {name: grown(matrix) for name, matrix in self._values.items()}
+        self._values = grown(self._values)
         self._free = list(range(new - 1, old - 1, -1))
 
     def put(self, tick: TickColumns) -> int:
@@ -125,8 +124,7 @@ class Rings:
         self._offset_us[rows, position] = tick.offset_us[new]
         self._absent[rows, position] = tick.absent[new]
         self._sealed[rows, position] = False
-        for name, matrix in self._values.items():
-            matrix[rows, position] = tick.values[name][new]
+        self._values[rows, position] = np.stack([tick.values[name] for name in COLUMNS], 1)[new]
         return len(rows)
 
     def is_new(self, row: int, seq: int) -> bool:
@@ -137,18 +135,18 @@ class Rings:
         """Whether a sample is in the ring and in no window."""
         return not self.is_new(row, seq) and not self._sealed[row, seq % RING_SAMPLES]
 
-    def open_rows(self, rows: Iterable[int], from_ns: int, to_ns: int) -> list[int]:
-        """Those of `rows` that have samples of this time which are in no window."""
-        wanted = np.fromiter(rows, np.intp)
-        at_ns = self._at_ns[wanted]
-        found = ~self._sealed[wanted] & (at_ns >= from_ns) & (at_ns < to_ns)
-        return [int(row) for row in wanted[found.any(axis=1)]]
+    def has_open(self, rows: Iterable[int], from_ns: int, to_ns: int) -> bool:
+        """Whether any of `rows` has samples of this time which are in no window."""
+        return any(len(self._open(row, from_ns, to_ns)) for row in rows)
 
     def open_samples(self, row: int, from_ns: int, to_ns: int) -> Samples:
         """The samples of this time that are in no window."""
-        at_ns = self._at_ns[row]
-        found = np.flatnonzero(~self._sealed[row] & (at_ns >= from_ns) & (at_ns < to_ns))
+        found = self._open(row, from_ns, to_ns)
         return self._samples(row, found[np.argsort(self._seq[row, found], kind="stable")])
+
+    def _open(self, row: int, from_ns: int, to_ns: int) -> Rows:
+        at_ns = self._at_ns[row]
+        return np.flatnonzero(~self._sealed[row] & (at_ns >= from_ns) & (at_ns < to_ns))
 
     def sample(self, row: int, seq: int) -> Samples:
         """One sample, whether it is in a window or not; none if the ring does not hold it."""
@@ -162,7 +160,7 @@ class Rings:
             at_ns=self._at_ns[row, positions],
             offset_us=self._offset_us[row, positions],
             absent=self._absent[row, positions],
-            values={name: matrix[row, positions] for name, matrix in self._values.items()},
+            values=dict(zip(COLUMNS, self._values[row, positions].T, strict=True)),
         )
 
     def open_count(self, rows: Iterable[int]) -> int:

@@ -16,8 +16,10 @@ from ironworks.billaged.types import WINDOW_NS, Provision, SealedWindow, SeqGap,
 from ironworks.gen.ironworks.aggregatord.v1 import batch_pb
 from ironworks.gen.ironworks.billaged.v1 import samples_pb
 
-MAX_WINDOWS = 128
-"""Windows in a batch: some 5 MiB before compression, well below the body limit after it."""
+MAX_WINDOWS = 256
+MAX_SAMPLES = 256 * 600
+"""In a batch: some 10 MiB before compression, of which the 2.5 MiB of times always compress well,
+so the body stays below its limit whatever the readings are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +45,9 @@ def runs_of(seq: Ints) -> list[list[int]]:
 def _by_provision(record: VmRecord, samples: Samples) -> Iterator[Samples]:
     """Samples in pieces during which the VM had the same."""
     starts = [seq for seq, _ in record.provisions[1:]]
+    if not starts:
+        yield samples
+        return
     group = np.searchsorted(np.array(starts, np.int64), samples.seq, side="right")
     for value in np.unique(group):
         yield samples.where(group == value)
@@ -50,7 +55,9 @@ def _by_provision(record: VmRecord, samples: Samples) -> Iterator[Samples]:
 
 def _present(state: MeterState, record: VmRecord, unreadable: Ints) -> Ints:
     """The samples that came and could be read, as far as the ring remembers."""
-    present = np.setdiff1d(state.rings.held(record.row), unreadable, assume_unique=True)
+    present = state.rings.held(record.row)
+    if len(unreadable):
+        present = np.setdiff1d(present, unreadable, assume_unique=True)
     for gap in record.losses:
         if gap.reason == UNREADABLE:
             present = present[(present < gap.first_seq) | (present > gap.last_seq)]
@@ -62,7 +69,7 @@ def _parts(
 ) -> payload.WindowParts | None:
     """One window from samples under one provision; None if none of them has any reading."""
     unreadable = payload.absent_masks(samples.absent) == FULL
-    read = samples.where(~unreadable)
+    read = samples.where(~unreadable) if unreadable.any() else samples
     if not len(read):
         return None
     lost = [
@@ -71,7 +78,7 @@ def _parts(
     ]
     present = _present(state, record, samples.seq[unreadable])
     gaps = decide.explain(
-        decide.missing(covered_seq + 1, int(read.seq[-1]), present.tolist()),
+        decide.missing(covered_seq + 1, int(read.seq[-1]), present),
         [*lost, *record.losses, *state.losses],
         state.damaged_until_seq,
     )
@@ -134,6 +141,20 @@ def _pieces(
             )
 
 
+def _chunks(pieces: Iterable[_Piece]) -> list[list[_Piece]]:
+    """The pieces of each batch."""
+    chunks: list[list[_Piece]] = []
+    samples = 0
+    for piece in pieces:
+        count = piece.window.sample_count if piece.window else 0
+        if not chunks or samples + count > MAX_SAMPLES or len(chunks[-1]) == MAX_WINDOWS:
+            chunks.append([])
+            samples = 0
+        chunks[-1].append(piece)
+        samples += count
+    return chunks
+
+
 def _sealed_window(window: batch_pb.Window) -> SealedWindow:
     seq = np.cumsum(np.frombuffer(window.seq, "<u8"))
     return SealedWindow(
@@ -169,10 +190,9 @@ def plan(
     ]
     events = list(state.events.items())
     plans: list[Plan] = []
-    for start in range(0, max(len(pieces), 1), MAX_WINDOWS):
-        chunk = pieces[start : start + MAX_WINDOWS]
+    for chunk in _chunks(pieces) or [[]]:
         windows = [piece.window for piece in chunk if piece.window is not None]
-        told = events if start == 0 else []
+        told = [] if plans else events
         if not chunk and not told:
             continue
         request = None

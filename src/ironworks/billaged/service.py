@@ -19,6 +19,8 @@ from ironworks.runtime.service import Chassis, Parts
 CUT_SECONDS = 1.0
 SHIP_SECONDS = 1.0
 LIVE_SECONDS = 0.5
+SUBMIT_SECONDS = 120.0
+"""A batch may take long on a machine that has much else to do; sending it again helps nobody."""
 
 
 def _reconcilers(collector: Collector, live: LiveReporter) -> list[Reconciler]:
@@ -66,7 +68,9 @@ async def compose(chassis: Chassis[BillagedSettings]) -> AsyncGenerator[Parts]:
     collector = Collector(
         directory=settings.data_dir / "billaged",
         settings=settings,
-        batches=chassis.clients.of(BatchServiceClient, "aggregatord", timeout_seconds=30.0),
+        batches=chassis.clients.of(
+            BatchServiceClient, "aggregatord", timeout_seconds=SUBMIT_SECONDS
+        ),
         clock=chassis.clock,
     )
     live = LiveReporter(

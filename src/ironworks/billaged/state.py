@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import base64
 import json
+from array import array
 from collections import OrderedDict
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
 from ironworks.billaged import decide
 from ironworks.billaged.payload import event_name
-from ironworks.billaged.rings import Rings, TickColumns
+from ironworks.billaged.rings import Rings, Rows, TickColumns
 from ironworks.billaged.types import (
     ABSENCE_BITS,
     COLUMNS,
@@ -102,6 +104,8 @@ class MeterState:
         self.ended: list[VmKey] = []
         self.samples_received = 0
         self.samples_duplicate = 0
+        self._seen_slots: list[int] | None = None
+        self._seen: tuple[Sequence[VmRecord], Rows] = ((), np.empty(0, np.intp))
 
     def apply_hello(self, hello: meter_pb.StreamHello) -> None:
         """A sampler has connected.
@@ -120,6 +124,7 @@ class MeterState:
         if hello.run_id != self.run_id:
             self.ordinal = 0
             self.slots = {}
+            self._seen_slots = None
         self.host_id, self.host_boot_id = hello.host_id, hello.host_boot_id
         self.run_id = hello.run_id
         self.tick_ns = hello.tick_ns or TICK_NS
@@ -163,6 +168,7 @@ class MeterState:
             record.ended = False
         record.run_id = self.run_id
         self.slots[attachment.slot] = key
+        self._seen_slots = None
         return record
 
     def apply_tick(self, ordinal: int, tick: samples_pb.Tick, segment: int) -> bool:
@@ -177,13 +183,15 @@ class MeterState:
             return False
         begun = [self._attach(one) for one in tick.attached]
         fresh = [record for record in begun if record.last_seq < record.attached_seq]
-        records = self._records(tick)
-        columns = _columns(tick, [record.row for record in records])
+        records, rows = self._records(tick.slots)
+        columns = _columns(tick, rows)
         stored = self.rings.put(columns)
         self.samples_received += stored
         self.samples_duplicate += len(records) - stored
+        seq = tick.seq
         for record in records:
-            record.last_seq = max(record.last_seq, tick.seq)
+            if record.last_seq < seq:  # noqa: PLR1730 - a call for every sample is dear
+                record.last_seq = seq
         self._note_losses(tick)
         if records:
             self._note_minute(tick, segment)
@@ -192,14 +200,19 @@ class MeterState:
         self.ordinal = ordinal
         return True
 
-    def _records(self, tick: samples_pb.Tick) -> list[VmRecord]:
+    def _records(self, slots: list[int]) -> tuple[Sequence[VmRecord], Rows]:
+        """The VMs of a tick and their rings; nearly always those of the tick before."""
+        if slots == self._seen_slots:
+            return self._seen
         try:
-            records = [self.vms[self.slots[slot]] for slot in tick.slots]
+            records = [self.vms[self.slots[slot]] for slot in slots]
         except KeyError:
             raise InvalidRequest("The tick names a slot that was not announced.") from None
         if len({id(record) for record in records}) != len(records):
             raise InvalidRequest("The tick has two samples of one VM.")
-        return records
+        self._seen = records, np.array([record.row for record in records], np.intp)
+        self._seen_slots = slots
+        return self._seen
 
     def _note_losses(self, tick: samples_pb.Tick) -> None:
         for loss in tick.losses:
@@ -239,6 +252,7 @@ class MeterState:
                 self._tell(key, record, kind, tick.at_ns)
         for slot in tick.detached:
             key = self.slots.pop(slot, None)
+            self._seen_slots = None
             if key is None or key not in self.vms:
                 continue
             record = self.vms[key]
@@ -303,7 +317,7 @@ class MeterState:
         """Let go of what is in batches entirely."""
         rows = [record.row for record in self.vms.values()]
         for minute in list(self.open_minutes):
-            if not self.rings.open_rows(rows, minute * WINDOW_NS, (minute + 1) * WINDOW_NS):
+            if not self.rings.has_open(rows, minute * WINDOW_NS, (minute + 1) * WINDOW_NS):
                 del self.open_minutes[minute]
         attached = set(self.slots.values())
         for key, record in list(self.vms.items()):
@@ -352,6 +366,7 @@ class MeterState:
         self.run_id, self.ordinal = saved["run_id"], saved["ordinal"]
         self.tick_ns, self.newest_seq = saved["tick_ns"], saved["newest_seq"]
         self.slots = {slot: VmKey(vm_id, epoch) for slot, vm_id, epoch in saved["slots"]}
+        self._seen_slots = None
         rows = {key: record.row for key, record in self.vms.items()}
         self.vms = {}
         for vm_id, epoch, record in saved["vms"]:
@@ -369,8 +384,9 @@ class MeterState:
 
 
 def _record_to_json(record: VmRecord) -> dict[str, Any]:
-    content = asdict(record)
-    del content["row"]
+    content = {one.name: getattr(record, one.name) for one in fields(record) if one.name != "row"}
+    content["provisions"] = [(seq, asdict(provision)) for seq, provision in record.provisions]
+    content["losses"] = [asdict(gap) for gap in record.losses]
     return content
 
 
@@ -388,7 +404,7 @@ def _record_from_json(content: dict[str, Any], row: int) -> VmRecord:
     )
 
 
-def _columns(tick: samples_pb.Tick, rows: list[int]) -> TickColumns:
+def _columns(tick: samples_pb.Tick, rows: Rows) -> TickColumns:
     """The tick as arrays.
 
     Raises:
@@ -415,8 +431,11 @@ def _columns(tick: samples_pb.Tick, rows: list[int]) -> TickColumns:
     return TickColumns(
         seq=tick.seq,
         at_ns=tick.at_ns,
-        rows=np.array(rows, np.intp),
-        offset_us=np.array(tick.offset_us, np.int32),
+        rows=rows,
+        offset_us=np.frombuffer(array("i", tick.offset_us), np.int32),
         absent=absent,
-        values={name: np.array(column, np.uint64) for name, column in columns.items()},
+        # Through `array`, in half the time that numpy takes for a list.
+        values={
+            name: np.frombuffer(array("Q", column), np.uint64) for name, column in columns.items()
+        },
     )

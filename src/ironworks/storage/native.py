@@ -85,16 +85,16 @@ def _strings(values: Sequence[str]) -> bytes:
     return b"".join([encoded[value] for value in values])
 
 
-def _numbers(kind: str, values: ColumnValues) -> bytes:
+def _numbers(kind: str, values: ColumnValues) -> bytes | memoryview:
     if kind == "Int128":
         whole = cast("Sequence[int]", values)
         return b"".join(
             [int(value).to_bytes(_INT128_BYTES, "little", signed=True) for value in whole]
         )
-    return np.ascontiguousarray(values, dtype=_WIDTHS[kind]).tobytes()
+    return np.ascontiguousarray(values, dtype=_WIDTHS[kind]).data
 
 
-def _body(kind: str, values: ColumnValues) -> bytes:
+def _body(kind: str, values: ColumnValues) -> bytes | memoryview:
     if isinstance(values, Runs):
         pairs = zip(values.values, values.counts, strict=True)
         return b"".join([_string(value) * count for value, count in pairs])
@@ -103,7 +103,7 @@ def _body(kind: str, values: ColumnValues) -> bytes:
     if kind.startswith("Nullable("):
         optional = cast("Sequence[int | None]", values)
         nulls = bytes([value is None for value in optional])
-        return nulls + _numbers(kind[9:-1], [value or 0 for value in optional])
+        return b"".join([nulls, _numbers(kind[9:-1], [value or 0 for value in optional])])
     return _numbers(kind, values)
 
 
@@ -116,7 +116,7 @@ def native_block(columns: Sequence[Column]) -> bytes:
     lengths = {len(column.values) for column in columns}
     if len(lengths) != 1:
         raise InvalidRequest("The columns of a block must be of one length.")
-    parts = [_varint(len(columns)), _varint(lengths.pop())]
+    parts: list[bytes | memoryview] = [_varint(len(columns)), _varint(lengths.pop())]
     for column in columns:
         try:
             body = _body(column.kind, column.values)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +18,7 @@ declared = st.lists(
 
 @given(st.sets(numbers), numbers, numbers)
 def test_present_and_missing_are_the_whole(present: set[int], first: int, last: int) -> None:
-    gaps = decide.missing(first, last, sorted(present))
+    gaps = decide.missing(first, last, np.array(sorted(present), np.int64))
     absent = [seq for low, high in gaps for seq in range(low, high + 1)]
     assert absent == [seq for seq in range(first, last + 1) if seq not in present]
 
@@ -26,7 +27,7 @@ def test_present_and_missing_are_the_whole(present: set[int], first: int, last: 
 def test_every_missing_sample_has_the_reason_that_was_declared_first(
     present: set[int], losses: list[SeqGap], damaged_until: int
 ) -> None:
-    gaps = decide.missing(0, 40, sorted(present))
+    gaps = decide.missing(0, 40, np.array(sorted(present), np.int64))
     explained = decide.explain(gaps, losses, damaged_until)
     reasons = {
         seq: gap.reason for gap in explained for seq in range(gap.first_seq, gap.last_seq + 1)

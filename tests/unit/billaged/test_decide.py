@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import numpy as np
+
 from ironworks.billaged import decide
 from ironworks.billaged.types import SeqGap, VmKey
 from ironworks.gen.ironworks.billaged.v1.samples_pb import GapReason
@@ -24,11 +26,11 @@ def test_a_minute_closes_when_the_grace_after_its_last_tick_is_over() -> None:
 
 
 def test_missing_intervals() -> None:
-    assert decide.missing(1, 3, [1, 2, 3]) == []
-    assert decide.missing(1, 9, [2, 3, 6, 12]) == [(1, 1), (4, 5), (7, 9)]
-    assert decide.missing(5, 4, []) == []
-    assert decide.missing(5, 6, []) == [(5, 6)]
-    assert decide.missing(5, 8, [1, 2, 6]) == [(5, 5), (7, 8)]
+    assert decide.missing(1, 3, np.array([1, 2, 3], np.int64)) == []
+    assert decide.missing(1, 9, np.array([2, 3, 6, 12], np.int64)) == [(1, 1), (4, 5), (7, 9)]
+    assert decide.missing(5, 4, np.array([], np.int64)) == []
+    assert decide.missing(5, 6, np.array([], np.int64)) == [(5, 6)]
+    assert decide.missing(5, 8, np.array([1, 2, 6], np.int64)) == [(5, 5), (7, 8)]
 
 
 def test_declared_losses_explain_and_the_rest_is_unexplained() -> None:

@@ -46,8 +46,8 @@ def test_time_selects_and_what_is_in_a_window_is_open_no_more() -> None:
     assert rings.open_samples(row, 300, 600).seq.tolist() == [3, 4, 5]
     rings.mark(row, np.array([3, 4, 99]), sealed=True)
     assert rings.open_samples(row, 300, 600).seq.tolist() == [5]
-    assert rings.open_rows([row], 300, 500) == []
-    assert rings.open_rows([row], 300, 501) == [row]
+    assert not rings.has_open([row], 300, 500)
+    assert rings.has_open([row], 300, 501)
     rings.mark(row, np.array([3]), sealed=False)
     assert rings.is_open(row, 3)
     assert not rings.is_open(row, 4)
