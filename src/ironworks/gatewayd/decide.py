@@ -154,8 +154,8 @@ def check_spec(spec: DeploymentSpec) -> DeploymentSpec:
     _in_bounds("spec.shape.memory_bytes", spec.memory_bytes, 64 * MIB, 64 * GIB)
     if spec.memory_bytes % MIB:
         raise InvalidRequest("spec.shape.memory_bytes must be a multiple of 1 MiB.")
-    if spec.disk_bytes:
-        _in_bounds("spec.shape.disk_bytes", spec.disk_bytes, 16 * MIB, 1024 * GIB)
+    if spec.disk_bytes and not 16 * MIB <= spec.disk_bytes <= 1024 * GIB:
+        raise InvalidRequest("spec.shape.disk_bytes must be 0, or from 16 MiB to 1 TiB.")
     _in_bounds("spec.port", spec.port, 0, 65_535)
     _in_bounds("spec.boot_timeout_ms", spec.boot_timeout_ms, 1_000, 600_000)
     _in_bounds("spec.readiness.period_ms", spec.readiness.period_ms, 100, 60_000)
@@ -247,10 +247,10 @@ def check_limits(
 
 
 def host_state(host: Host, now_ns: int) -> HostState:
-    """The state with silence taken into account."""
+    """The state with silence, and what the host says of itself, taken into account."""
     if now_ns - host.last_heartbeat_at_ns > HOST_DOWN_AFTER_SECONDS * NS_PER_SECOND:
         return HostState.DOWN
-    return host.state
+    return host.reported if host.state is HostState.READY else host.state
 
 
 # --- jobs ---------------------------------------------------------------------------------------

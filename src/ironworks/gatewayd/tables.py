@@ -141,6 +141,7 @@ HOSTS = Table(
     Column("version", String(64), nullable=False),
     Column("registered_at_ns", BigInteger, nullable=False),
     Column("last_heartbeat_at_ns", BigInteger, nullable=False),
+    Column("reported", String(16), nullable=False, server_default=text("'ready'")),
 )
 
 IDEMPOTENCY = idempotency_table(METADATA)

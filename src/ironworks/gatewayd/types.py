@@ -359,9 +359,12 @@ class Host:
     allocated: Resources
     labels: Mapping[str, str]
     state: HostState
+    """What the directory was told of it; `decide.host_state` says what counts."""
     version: str
     registered_at_ns: int
     last_heartbeat_at_ns: int
+    reported: HostState = HostState.READY
+    """What its own metald says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

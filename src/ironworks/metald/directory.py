@@ -17,6 +17,12 @@ from ironworks.runtime.reconcile import Report
 PERIOD_SECONDS = 1.0
 """Often, so that a platform that is just starting has its host as soon as gatewayd is up."""
 HEARTBEAT_SECONDS = 5.0
+_STATES = {
+    HostState.ACTIVE: pb.HostState.READY,
+    HostState.CORDONED: pb.HostState.CORDONED,
+    HostState.DRAINING: pb.HostState.DRAINING,
+    HostState.DRAINED: pb.HostState.DRAINING,
+}
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
@@ -39,9 +45,6 @@ class HostReporter:
             return Report()
         committed, reserved = await taken(context)
         used = committed + reserved
-        if context.host.state is not HostState.ACTIVE:
-            # It takes no VMs: the directory has no word for that but that nothing is left.
-            used = context.limits.capacity
         client = self._client()
         if not self._registered:
             await client.register_host(pb.RegisterHostRequest(host=self._host(used)))
@@ -53,6 +56,7 @@ class HostReporter:
                     host_id=context.host.host_id,
                     allocated=_resources(used),
                     vms_known=committed.vms,
+                    state=_STATES[context.host.state],
                 )
             )
         except NotFound:
@@ -76,6 +80,7 @@ class HostReporter:
             architecture=ARCHITECTURES.get(platform.machine(), platform.machine()),
             driver=context.probe.kind.value,
             acceleration=context.probe.accel.value,
+            state=_STATES[context.host.state],
             capacity=_resources(context.limits.capacity),
             allocated=_resources(used),
             version=version("ironworks"),
@@ -83,4 +88,9 @@ class HostReporter:
 
 
 def _resources(amount: Resources) -> pb.HostResources:
-    return pb.HostResources(vcpus=amount.vcpus, memory_bytes=amount.memory_bytes, vms=amount.vms)
+    return pb.HostResources(
+        vcpus=amount.vcpus,
+        memory_bytes=amount.memory_bytes,
+        disk_bytes=amount.disk_bytes,
+        vms=amount.vms,
+    )

@@ -385,7 +385,10 @@ async def test_a_host_is_announced_reports_falls_silent_and_returns(room: Room) 
     await room.hosts.heartbeat(made.host_id, Resources(vcpus=1))
     back = await room.hosts.get(made.host_id)
     assert (back.state, back.allocated) == (HostState.READY, Resources(vcpus=1))
+    await room.hosts.heartbeat(made.host_id, Resources(), HostState.DRAINING)
+    assert (await room.hosts.get(made.host_id)).state is HostState.DRAINING
     await room.hosts.set_cordoned(made.host_id, cordoned=True)
+    assert (await room.hosts.get(made.host_id)).state is HostState.CORDONED
     again = await room.hosts.register(host())
     assert (again.state, again.registered_at_ns) == (HostState.CORDONED, made.registered_at_ns)
     assert (await room.hosts.set_cordoned(made.host_id, cordoned=False)).state is HostState.READY

@@ -271,6 +271,11 @@ def test_a_silent_host_is_down() -> None:
     )
     assert decide.host_state(host, NOW_NS + 15 * NS_PER_SECOND) is HostState.CORDONED
     assert decide.host_state(host, NOW_NS + 16 * NS_PER_SECOND) is HostState.DOWN
+    told = replace(host, state=HostState.READY, reported=HostState.DRAINING)
+    assert decide.host_state(told, NOW_NS) is HostState.DRAINING
+    # What the directory was told goes before what the host says.
+    both = replace(told, state=HostState.CORDONED)
+    assert decide.host_state(both, NOW_NS) is HostState.CORDONED
 
 
 def test_stages_keep_their_first_times() -> None:

@@ -376,7 +376,7 @@ async def test_hosts_are_put_and_listed_by_name(database: Database) -> None:
 
     for name, zone in (("b", "z1"), ("a", "z2")):
         await database.write(lambda c, name=name, zone=zone: hosts.put_host(c, host(name, zone)))
-    moved = replace(host("b", "z1"), last_heartbeat_at_ns=9)
+    moved = replace(host("b", "z1"), last_heartbeat_at_ns=9, reported=HostState.CORDONED)
     await database.write(lambda c: hosts.put_host(c, moved))
     assert await database.read(lambda c: hosts.find_host(c, moved.host_id)) == moved
     assert await database.read(lambda c: hosts.find_host_by_name(c, "x")) is None

@@ -65,6 +65,7 @@ async def test_a_host_registers_with_what_it_has_then_reports_what_is_taken(
     assert (found.driver, found.acceleration, found.architecture) == ("fake", "none", "amd64")
     assert found.capacity is not None
     assert found.capacity.vcpus == LIMITS.capacity.vcpus
+    assert found.capacity.disk_bytes == LIMITS.capacity.disk_bytes
     await create.create_vm(
         w.context, tenant_id=TENANT, vm_id="", spec=vm_spec(), idempotency_key=""
     )
@@ -100,9 +101,7 @@ async def test_a_directory_that_is_down_is_tried_again(w: World) -> None:
     assert w.context.host.host_id in directory.hosts
 
 
-async def test_a_host_that_takes_no_vms_reports_that_nothing_is_left(
-    w: World, clock: FakeClock
-) -> None:
+async def test_a_host_that_takes_no_vms_says_so(w: World, clock: FakeClock) -> None:
     directory = Directory()
     one = reporter(w, directory)
     await one.activate()
@@ -111,8 +110,8 @@ async def test_a_host_that_takes_no_vms_reports_that_nothing_is_left(
     await one.activate()
     beat = directory.beats[-1]
     assert beat.allocated is not None
-    assert beat.allocated.vcpus == LIMITS.capacity.vcpus
-    assert beat.vms_known == 0
+    assert (beat.state, beat.allocated.vcpus) == (pb.HostState.CORDONED, 0)
+    assert [found.state for found in directory.hosts.values()] == [pb.HostState.READY]
 
 
 async def test_the_directory_may_order_a_drain(w: World, clock: FakeClock) -> None:

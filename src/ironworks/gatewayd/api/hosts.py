@@ -15,6 +15,7 @@ from ironworks.model.errors import InvalidRequest
 
 _Context = RequestContext[Any, Any]
 _STATES = {state: hosts_pb.HostState[state.name] for state in HostState}
+_REPORTED = {_STATES[state]: state for state in (HostState.CORDONED, HostState.DRAINING)}
 
 
 def _resources_from_wire(wire: hosts_pb.HostResources | None) -> Resources:
@@ -56,6 +57,7 @@ def _host_from_wire(wire: hosts_pb.Host) -> Host:
         version=wire.version,
         registered_at_ns=0,
         last_heartbeat_at_ns=0,
+        reported=_REPORTED.get(wire.state, HostState.READY),
     )
 
 
@@ -102,7 +104,8 @@ class HostHandlers(HostDirectoryService):
         """See the API's reference."""
         del ctx
         allocated = _resources_from_wire(request.allocated)
-        host = await self._app.heartbeat(request.host_id, allocated)
+        reported = _REPORTED.get(request.state, HostState.READY)
+        host = await self._app.heartbeat(request.host_id, allocated, reported)
         return hosts_pb.HeartbeatResponse(state=_STATES[host.state])
 
     async def get_host(

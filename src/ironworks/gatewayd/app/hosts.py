@@ -60,15 +60,19 @@ class HostApp:
 
         return await self._database.write(write)
 
-    async def heartbeat(self, host_id: str, allocated: Resources) -> Host:
-        """Note that a host lives and what it has given away."""
+    async def heartbeat(
+        self, host_id: str, allocated: Resources, reported: HostState = HostState.READY
+    ) -> Host:
+        """Note that a host lives, what it has given away, and what it says of itself."""
         now_ns = self._clock.now_ns()
 
         def write(connection: Connection) -> Host:
             host = store.find_host(connection, host_id)
             if host is None:
                 raise _no_host()
-            host = replace(host, allocated=allocated, last_heartbeat_at_ns=now_ns)
+            host = replace(
+                host, allocated=allocated, reported=reported, last_heartbeat_at_ns=now_ns
+            )
             store.put_host(connection, host)
             return host
 

@@ -32,6 +32,7 @@ def _host(row: Row[Any]) -> Host:
         version=row.version,
         registered_at_ns=row.registered_at_ns,
         last_heartbeat_at_ns=row.last_heartbeat_at_ns,
+        reported=HostState(row.reported),
     )
 
 
@@ -52,6 +53,7 @@ def _row(host: Host) -> dict[str, object]:
         "version": host.version,
         "registered_at_ns": host.registered_at_ns,
         "last_heartbeat_at_ns": host.last_heartbeat_at_ns,
+        "reported": host.reported.value,
     }
 
 

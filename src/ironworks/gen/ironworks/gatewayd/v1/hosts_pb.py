@@ -234,7 +234,7 @@ class RegisterHostRequest(Message[_RegisterHostRequestFields]):
 
     Attributes:
         host:
-            The host. `state`, `registered_at_ns` and `last_heartbeat_at_ns` are ignored.
+            The host; `state` as in HeartbeatRequest. `registered_at_ns` and `last_heartbeat_at_ns` are ignored.
 
             ```proto
             optional ironworks.gatewayd.v1.Host host = 1;
@@ -303,7 +303,7 @@ class RegisterHostResponse(Message[_RegisterHostResponseFields]):
         host: Host | None
         heartbeat_period_ms: int
 
-_HeartbeatRequestFields: TypeAlias = Literal["host_id", "allocated", "vms_known"]
+_HeartbeatRequestFields: TypeAlias = Literal["host_id", "allocated", "vms_known", "state"]
 
 class HeartbeatRequest(Message[_HeartbeatRequestFields]):
     """
@@ -332,9 +332,16 @@ class HeartbeatRequest(Message[_HeartbeatRequestFields]):
             ```proto
             int32 vms_known = 3;
             ```
+        state:
+            What the host says of itself: CORDONED or DRAINING when its operator has told its metald so. It
+            gets no new VMs then; everything else counts as READY.
+
+            ```proto
+            ironworks.gatewayd.v1.HostState state = 4;
+            ```
     """
 
-    __slots__ = ("host_id", "allocated", "vms_known")
+    __slots__ = ("host_id", "allocated", "vms_known", "state")
 
     if TYPE_CHECKING:
 
@@ -344,12 +351,14 @@ class HeartbeatRequest(Message[_HeartbeatRequestFields]):
             host_id: str = "",
             allocated: HostResources | None = None,
             vms_known: int = 0,
+            state: HostState | None = None,
         ) -> None:
             pass
 
         host_id: str
         allocated: HostResources | None
         vms_known: int
+        state: HostState
 
 _HeartbeatResponseFields: TypeAlias = Literal["state"]
 
@@ -860,7 +869,7 @@ class HostState(Enum):
 
 
 _DESC = file_desc(
-    b'\n!ironworks/gatewayd/v1/hosts.proto\x12\x15ironworks.gatewayd.v1\x1a ironworks/common/v1/common.proto"y\n\rHostResources\x12\x14\n\x05vcpus\x18\x01 \x01(\x03R\x05vcpus\x12!\n\x0cmemory_bytes\x18\x02 \x01(\x03R\x0bmemoryBytes\x12\x1d\n\ndisk_bytes\x18\x03 \x01(\x03R\tdiskBytes\x12\x10\n\x03vms\x18\x04 \x01(\x03R\x03vms"\x8d\x05\n\x04Host\x12\x17\n\x07host_id\x18\x01 \x01(\tR\x06hostId\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n\nmetald_url\x18\x03 \x01(\tR\tmetaldUrl\x12\x12\n\x04zone\x18\x04 \x01(\tR\x04zone\x12\x16\n\x06region\x18\x05 \x01(\tR\x06region\x12"\n\x0carchitecture\x18\x06 \x01(\tR\x0carchitecture\x12\x16\n\x06driver\x18\x07 \x01(\tR\x06driver\x12"\n\x0cacceleration\x18\x08 \x01(\tR\x0cacceleration\x12@\n\x08capacity\x18\t \x01(\x0b2$.ironworks.gatewayd.v1.HostResourcesR\x08capacity\x12B\n\tallocated\x18\n \x01(\x0b2$.ironworks.gatewayd.v1.HostResourcesR\tallocated\x12?\n\x06labels\x18\x0b \x03(\x0b2\'.ironworks.gatewayd.v1.Host.LabelsEntryR\x06labels\x126\n\x05state\x18\x0c \x01(\x0e2 .ironworks.gatewayd.v1.HostStateR\x05state\x12(\n\x10registered_at_ns\x18\r \x01(\x03R\x0eregisteredAtNs\x12/\n\x14last_heartbeat_at_ns\x18\x0e \x01(\x03R\x11lastHeartbeatAtNs\x12\x18\n\x07version\x18\x0f \x01(\tR\x07version\x1a9\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x028\x01"o\n\x13RegisterHostRequest\x12/\n\x04host\x18\x01 \x01(\x0b2\x1b.ironworks.gatewayd.v1.HostR\x04host\x12\'\n\x0fidempotency_key\x18\x02 \x01(\tR\x0eidempotencyKey"w\n\x14RegisterHostResponse\x12/\n\x04host\x18\x01 \x01(\x0b2\x1b.ironworks.gatewayd.v1.HostR\x04host\x12.\n\x13heartbeat_period_ms\x18\x02 \x01(\x05R\x11heartbeatPeriodMs"\x8c\x01\n\x10HeartbeatRequest\x12\x17\n\x07host_id\x18\x01 \x01(\tR\x06hostId\x12B\n\tallocated\x18\x02 \x01(\x0b2$.ironworks.gatewayd.v1.HostResourcesR\tallocated\x12\x1b\n\tvms_known\x18\x03 \x01(\x05R\x08vmsKnown"K\n\x11HeartbeatResponse\x126\n\x05state\x18\x01 \x01(\x0e2 .ironworks.gatewayd.v1.HostStateR\x05state")\n\x0eGetHostRequest\x12\x17\n\x07host_id\x18\x01 \x01(\tR\x06hostId"B\n\x0fGetHostResponse\x12/\n\x04host\x18\x01 \x01(\x0b2\x1b.ironworks.gatewayd.v1.HostR\x04host"\x96\x01\n\x10ListHostsRequest\x124\n\x04page\x18\x01 \x01(\x0b2 .ironworks.common.v1.PageRequestR\x04page\x12\x12\n\x04zone\x18\x02 \x01(\tR\x04zone\x128\n\x06states\x18\x03 \x03(\x0e2 .ironworks.gatewayd.v1.HostStateR\x06states"y\n\x11ListHostsResponse\x121\n\x05hosts\x18\x01 \x03(\x0b2\x1b.ironworks.gatewayd.v1.HostR\x05hosts\x121\n\x04page\x18\x02 \x01(\x0b2\x1d.ironworks.common.v1.PageInfoR\x04page"U\n\x11CordonHostRequest\x12\x17\n\x07host_id\x18\x01 \x01(\tR\x06hostId\x12\'\n\x0fidempotency_key\x18\x02 \x01(\tR\x0eidempotencyKey"E\n\x12CordonHostResponse\x12/\n\x04host\x18\x01 \x01(\x0b2\x1b.ironworks.gatewayd.v1.HostR\x04host"W\n\x13UncordonHostRequest\x12\x17\n\x07host_id\x18\x01 \x01(\tR\x06hostId\x12\'\n\x0fidempotency_key\x18\x02 \x01(\tR\x0eidempotencyKey"G\n\x14UncordonHostResponse\x12/\n\x04host\x18\x01 \x01(\x0b2\x1b.ironworks.gatewayd.v1.HostR\x04host"T\n\x10DrainHostRequest\x12\x17\n\x07host_id\x18\x01 \x01(\tR\x06hostId\x12\'\n\x0fidempotency_key\x18\x02 \x01(\tR\x0eidempotencyKey"*\n\x11DrainHostResponse\x12\x15\n\x06job_id\x18\x01 \x01(\tR\x05jobId"U\n\x11RemoveHostRequest\x12\x17\n\x07host_id\x18\x01 \x01(\tR\x06hostId\x12\'\n\x0fidempotency_key\x18\x02 \x01(\tR\x0eidempotencyKey"\x14\n\x12RemoveHostResponse*\x84\x01\n\tHostState\x12\x1a\n\x16HOST_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10HOST_STATE_READY\x10\x01\x12\x17\n\x13HOST_STATE_CORDONED\x10\x02\x12\x17\n\x13HOST_STATE_DRAINING\x10\x03\x12\x13\n\x0fHOST_STATE_DOWN\x10\x042\xb2\x06\n\x14HostDirectoryService\x12g\n\x0cRegisterHost\x12*.ironworks.gatewayd.v1.RegisterHostRequest\x1a+.ironworks.gatewayd.v1.RegisterHostResponse\x12^\n\tHeartbeat\x12\'.ironworks.gatewayd.v1.HeartbeatRequest\x1a(.ironworks.gatewayd.v1.HeartbeatResponse\x12]\n\x07GetHost\x12%.ironworks.gatewayd.v1.GetHostRequest\x1a&.ironworks.gatewayd.v1.GetHostResponse"\x03\x90\x02\x01\x12c\n\tListHosts\x12\'.ironworks.gatewayd.v1.ListHostsRequest\x1a(.ironworks.gatewayd.v1.ListHostsResponse"\x03\x90\x02\x01\x12a\n\nCordonHost\x12(.ironworks.gatewayd.v1.CordonHostRequest\x1a).ironworks.gatewayd.v1.CordonHostResponse\x12g\n\x0cUncordonHost\x12*.ironworks.gatewayd.v1.UncordonHostRequest\x1a+.ironworks.gatewayd.v1.UncordonHostResponse\x12^\n\tDrainHost\x12\'.ironworks.gatewayd.v1.DrainHostRequest\x1a(.ironworks.gatewayd.v1.DrainHostResponse\x12a\n\nRemoveHost\x12(.ironworks.gatewayd.v1.RemoveHostRequest\x1a).ironworks.gatewayd.v1.RemoveHostResponseb\x06proto3',
+    b'\n!ironworks/gatewayd/v1/hosts.proto\x12\x15ironworks.gatewayd.v1\x1a ironworks/common/v1/common.proto"y\n\rHostResources\x12\x14\n\x05vcpus\x18\x01 \x01(\x03R\x05vcpus\x12!\n\x0cmemory_bytes\x18\x02 \x01(\x03R\x0bmemoryBytes\x12\x1d\n\ndisk_bytes\x18\x03 \x01(\x03R\tdiskBytes\x12\x10\n\x03vms\x18\x04 \x01(\x03R\x03vms"\x8d\x05\n\x04Host\x12\x17\n\x07host_id\x18\x01 \x01(\tR\x06hostId\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n\nmetald_url\x18\x03 \x01(\tR\tmetaldUrl\x12\x12\n\x04zone\x18\x04 \x01(\tR\x04zone\x12\x16\n\x06region\x18\x05 \x01(\tR\x06region\x12"\n\x0carchitecture\x18\x06 \x01(\tR\x0carchitecture\x12\x16\n\x06driver\x18\x07 \x01(\tR\x06driver\x12"\n\x0cacceleration\x18\x08 \x01(\tR\x0cacceleration\x12@\n\x08capacity\x18\t \x01(\x0b2$.ironworks.gatewayd.v1.HostResourcesR\x08capacity\x12B\n\tallocated\x18\n \x01(\x0b2$.ironworks.gatewayd.v1.HostResourcesR\tallocated\x12?\n\x06labels\x18\x0b \x03(\x0b2\'.ironworks.gatewayd.v1.Host.LabelsEntryR\x06labels\x126\n\x05state\x18\x0c \x01(\x0e2 .ironworks.gatewayd.v1.HostStateR\x05state\x12(\n\x10registered_at_ns\x18\r \x01(\x03R\x0eregisteredAtNs\x12/\n\x14last_heartbeat_at_ns\x18\x0e \x01(\x03R\x11lastHeartbeatAtNs\x12\x18\n\x07version\x18\x0f \x01(\tR\x07version\x1a9\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x028\x01"o\n\x13RegisterHostRequest\x12/\n\x04host\x18\x01 \x01(\x0b2\x1b.ironworks.gatewayd.v1.HostR\x04host\x12\'\n\x0fidempotency_key\x18\x02 \x01(\tR\x0eidempotencyKey"w\n\x14RegisterHostResponse\x12/\n\x04host\x18\x01 \x01(\x0b2\x1b.ironworks.gatewayd.v1.HostR\x04host\x12.\n\x13heartbeat_period_ms\x18\x02 \x01(\x05R\x11heartbeatPeriodMs"\xc4\x01\n\x10HeartbeatRequest\x12\x17\n\x07host_id\x18\x01 \x01(\tR\x06hostId\x12B\n\tallocated\x18\x02 \x01(\x0b2$.ironworks.gatewayd.v1.HostResourcesR\tallocated\x12\x1b\n\tvms_known\x18\x03 \x01(\x05R\x08vmsKnown\x126\n\x05state\x18\x04 \x01(\x0e2 .ironworks.gatewayd.v1.HostStateR\x05state"K\n\x11HeartbeatResponse\x126\n\x05state\x18\x01 \x01(\x0e2 .ironworks.gatewayd.v1.HostStateR\x05state")\n\x0eGetHostRequest\x12\x17\n\x07host_id\x18\x01 \x01(\tR\x06hostId"B\n\x0fGetHostResponse\x12/\n\x04host\x18\x01 \x01(\x0b2\x1b.ironworks.gatewayd.v1.HostR\x04host"\x96\x01\n\x10ListHostsRequest\x124\n\x04page\x18\x01 \x01(\x0b2 .ironworks.common.v1.PageRequestR\x04page\x12\x12\n\x04zone\x18\x02 \x01(\tR\x04zone\x128\n\x06states\x18\x03 \x03(\x0e2 .ironworks.gatewayd.v1.HostStateR\x06states"y\n\x11ListHostsResponse\x121\n\x05hosts\x18\x01 \x03(\x0b2\x1b.ironworks.gatewayd.v1.HostR\x05hosts\x121\n\x04page\x18\x02 \x01(\x0b2\x1d.ironworks.common.v1.PageInfoR\x04page"U\n\x11CordonHostRequest\x12\x17\n\x07host_id\x18\x01 \x01(\tR\x06hostId\x12\'\n\x0fidempotency_key\x18\x02 \x01(\tR\x0eidempotencyKey"E\n\x12CordonHostResponse\x12/\n\x04host\x18\x01 \x01(\x0b2\x1b.ironworks.gatewayd.v1.HostR\x04host"W\n\x13UncordonHostRequest\x12\x17\n\x07host_id\x18\x01 \x01(\tR\x06hostId\x12\'\n\x0fidempotency_key\x18\x02 \x01(\tR\x0eidempotencyKey"G\n\x14UncordonHostResponse\x12/\n\x04host\x18\x01 \x01(\x0b2\x1b.ironworks.gatewayd.v1.HostR\x04host"T\n\x10DrainHostRequest\x12\x17\n\x07host_id\x18\x01 \x01(\tR\x06hostId\x12\'\n\x0fidempotency_key\x18\x02 \x01(\tR\x0eidempotencyKey"*\n\x11DrainHostResponse\x12\x15\n\x06job_id\x18\x01 \x01(\tR\x05jobId"U\n\x11RemoveHostRequest\x12\x17\n\x07host_id\x18\x01 \x01(\tR\x06hostId\x12\'\n\x0fidempotency_key\x18\x02 \x01(\tR\x0eidempotencyKey"\x14\n\x12RemoveHostResponse*\x84\x01\n\tHostState\x12\x1a\n\x16HOST_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10HOST_STATE_READY\x10\x01\x12\x17\n\x13HOST_STATE_CORDONED\x10\x02\x12\x17\n\x13HOST_STATE_DRAINING\x10\x03\x12\x13\n\x0fHOST_STATE_DOWN\x10\x042\xb2\x06\n\x14HostDirectoryService\x12g\n\x0cRegisterHost\x12*.ironworks.gatewayd.v1.RegisterHostRequest\x1a+.ironworks.gatewayd.v1.RegisterHostResponse\x12^\n\tHeartbeat\x12\'.ironworks.gatewayd.v1.HeartbeatRequest\x1a(.ironworks.gatewayd.v1.HeartbeatResponse\x12]\n\x07GetHost\x12%.ironworks.gatewayd.v1.GetHostRequest\x1a&.ironworks.gatewayd.v1.GetHostResponse"\x03\x90\x02\x01\x12c\n\tListHosts\x12\'.ironworks.gatewayd.v1.ListHostsRequest\x1a(.ironworks.gatewayd.v1.ListHostsResponse"\x03\x90\x02\x01\x12a\n\nCordonHost\x12(.ironworks.gatewayd.v1.CordonHostRequest\x1a).ironworks.gatewayd.v1.CordonHostResponse\x12g\n\x0cUncordonHost\x12*.ironworks.gatewayd.v1.UncordonHostRequest\x1a+.ironworks.gatewayd.v1.UncordonHostResponse\x12^\n\tDrainHost\x12\'.ironworks.gatewayd.v1.DrainHostRequest\x1a(.ironworks.gatewayd.v1.DrainHostResponse\x12a\n\nRemoveHost\x12(.ironworks.gatewayd.v1.RemoveHostRequest\x1a).ironworks.gatewayd.v1.RemoveHostResponseb\x06proto3',
     [
         common_pb.desc(),
     ],
