@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -190,6 +191,41 @@ async def test_every_sample_is_traced_to_the_bill(platform: Services, tmp_path: 
     assert (status.vm_count, status.samples_duplicate) == (0, 0)
     assert await platform.end("billaged", signal.SIGTERM) == 0
     assert await platform.end("aggregatord", signal.SIGTERM) == 0
+
+
+async def test_a_sample_is_in_the_stream_before_its_window_is_closed(tmp_path: Path) -> None:
+    # A minute is closed long after its end here: what the stream tells is in no window yet.
+    env = {"IRONWORKS_METER_GRACE_TICKS": "500"}
+    async with (
+        running(tmp_path, ["aggregatord", "billaged"], env) as platform,
+        host(platform, tmp_path / "host") as on,
+        Tasks() as tasks,
+    ):
+        began_ns = CLOCK.now_ns()
+        await on.attach("vm_1")
+        working = tasks.start(work(on, 10_000), name="work")
+        client = platform.clients("gatewayd").of(
+            UsageServiceClient, "aggregatord", tenant_id="tnt_a", timeout_seconds=None
+        )
+        meters = [usage_pb.Meter.VCPU_USED, usage_pb.Meter.DISK_WRITE]
+        request = usage_pb.StreamUsageRequest(filter=usage_pb.UsageFilter(meters=meters))
+        told: set[tuple[str, usage_pb.Meter]] = set()
+        # The client's type says less than it is.
+        news = cast("AsyncGenerator[usage_pb.StreamUsageResponse]", client.stream_usage(request))
+        async with asyncio.timeout(40), aclosing(news):
+            async for answer in news:
+                for row in answer.rows:
+                    assert row.interval is not None
+                    assert began_ns < row.interval.from_ns + NS_PER_SECOND
+                    assert row.interval.from_ns < row.interval.to_ns <= CLOCK.now_ns()
+                    assert int(row.quantity) > 0
+                    told.add((row.vm_id, row.meter))
+                if len(told) == len(meters):
+                    break
+        assert told == {("vm_1", meter) for meter in meters}
+        total, _ = await completeness(platform, began_ns)
+        assert total.received == 0
+        working.cancel()
 
 
 async def test_killing_billaged_loses_nothing_that_it_acknowledged(
