@@ -77,15 +77,7 @@ _METHODS: Mapping[PrepareMethod, pb.PrepareMethod] = {
     PrepareMethod.REFLINK: pb.PrepareMethod.REFLINK,
     PrepareMethod.COPY: pb.PrepareMethod.COPY,
 }
-_FAULTS: Mapping[Fault, pb.RepairFault] = {
-    Fault.STRAY: pb.RepairFault.BYTES_WITHOUT_ROW,
-    Fault.ROW_WITHOUT_BYTES: pb.RepairFault.ROW_WITHOUT_BYTES,
-    Fault.CAME_BACK: pb.RepairFault.BYTES_CAME_BACK,
-    Fault.PARTIAL_UPLOAD: pb.RepairFault.PARTIAL_UPLOAD,
-    Fault.TEMPORARY_FILE: pb.RepairFault.TEMPORARY_FILE,
-    Fault.LEFTOVER: pb.RepairFault.LEFTOVER,
-    Fault.LEASE_COUNT: pb.RepairFault.LEASE_COUNT,
-}
+_FAULTS = {fault: pb.RepairFault[fault.value.upper()] for fault in Fault}
 _KINDS_OUT = {value: key for key, value in _KINDS.items()}
 _FORMATS_OUT = {value: key for key, value in _FORMATS.items()}
 _STATES_OUT = {value: key for key, value in _STATES.items()}

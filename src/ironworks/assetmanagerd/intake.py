@@ -336,11 +336,11 @@ class Intake:
 
         def work(connection: Connection) -> Upload | None:
             if upload_id:
-                return lease_store.read_upload(connection, upload_id)
+                return lease_store.read_upload(connection, who, upload_id)
             return lease_store.find_upload(connection, who.tenant_id, key)
 
         upload = await self._database.read(work)
-        if upload is None or not (who.sees_all or upload.tenant_id == who.tenant_id):
+        if upload is None:
             raise NotFound("This upload is not known here.", hint="Start it again from 0.")
         return await self._with_offset(upload)
 

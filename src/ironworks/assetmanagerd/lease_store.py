@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
 from ironworks.assetmanagerd.tables import ASSETS, IDEMPOTENCY, LEASED, LEASES, UPLOADS
-from ironworks.assetmanagerd.types import Facts, Lease, LeaseFilter, LeaseState, Upload
+from ironworks.assetmanagerd.types import Facts, Lease, LeaseFilter, LeaseState, Upload, Who
 from ironworks.model.pages import PageSpec
 from ironworks.storage import idempotency
 from ironworks.storage.prepared import Prepared, inserting
@@ -231,9 +231,11 @@ def insert_upload(connection: Connection, upload: Upload) -> None:
     )
 
 
-def read_upload(connection: Connection, upload_id: str) -> Upload | None:
-    """One upload."""
+def read_upload(connection: Connection, who: Who, upload_id: str) -> Upload | None:
+    """One upload, if `who` may know of it; the database leaves out those of others."""
     statement = select(UPLOADS).where(UPLOADS.c.upload_id == upload_id)
+    if not who.sees_all:
+        statement = statement.where(UPLOADS.c.tenant_id == who.tenant_id)
     return _upload(connection.execute(statement).one_or_none())
 
 

@@ -348,7 +348,9 @@ async def test_two_processes_share_registry_leases_and_bytes(
         gone = await client(other).get_asset(pb.GetAssetRequest(asset_id=asset_id))
         assert gone.asset is not None
         assert gone.asset.state is pb.AssetState.DELETED
-        verifier = other.clients("gatewayd").of(AssetServiceClient, "assetmanagerd")
+        verifier = other.clients("gatewayd").of(
+            AssetServiceClient, "assetmanagerd", tenant_id="tnt_evil"
+        )
         verified = await verifier.verify_asset(
             pb.VerifyAssetRequest(asset_id=theirs.asset.asset_id)
         )

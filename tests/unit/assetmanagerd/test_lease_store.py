@@ -15,7 +15,7 @@ from ironworks.assetmanagerd.types import (
     Upload,
 )
 from ironworks.storage.sql import Database
-from ironworks.testkit.assets import ensure_migrated, facts
+from ironworks.testkit.assets import ACME, EVIL, ensure_migrated, facts
 
 ASSET = Asset(
     asset_id="ast_1",
@@ -101,7 +101,8 @@ async def test_an_upload_comes_back_whole(database: Database) -> None:
         expires_at_ns=10,
     )
     await database.write(lambda c: lease_store.insert_upload(c, upload))
-    assert await database.read(lambda c: lease_store.read_upload(c, "upl_1")) == upload
+    assert await database.read(lambda c: lease_store.read_upload(c, ACME, "upl_1")) == upload
+    assert await database.read(lambda c: lease_store.read_upload(c, EVIL, "upl_1")) is None
     assert await database.read(lambda c: lease_store.find_upload(c, "tnt_acme", "k")) == upload
     assert await database.read(lambda c: lease_store.find_upload(c, "tnt_evil", "k")) is None
     assert await database.read(lease_store.upload_names) == {"upl_1.part"}
