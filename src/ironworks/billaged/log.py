@@ -113,8 +113,8 @@ def fsync_directory(directory: Path) -> None:
 
 def _refused(error: OSError) -> ResourceExhausted:
     return ResourceExhausted(
-        "The metering log cannot be written.",
-        hint="Free space in the data directory.",
+        f"The metering log cannot be written: {error.strerror}.",
+        hint="The data directory must be writable and have room.",
         context={"error": str(error)},
     )
 
@@ -169,8 +169,15 @@ class Log:
         return self._directory / f"{number:012d}.log"
 
     def replay(self) -> Iterator[Record]:
-        """Every record on disk, oldest first; call it once, to its end, then `begin`."""
-        self._directory.mkdir(parents=True, exist_ok=True)
+        """Every record on disk, oldest first; call it once, to its end, then `begin`.
+
+        Raises:
+            ResourceExhausted: the directory can neither be found nor made.
+        """
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _refused(error) from error
         numbers = sorted(
             int(match[1])
             for path in self._directory.iterdir()
@@ -198,7 +205,10 @@ class Log:
         last = self.segment
         if last and self.scan.truncated_bytes:
             size = self._sizes[last] - self.scan.truncated_bytes
-            os.truncate(self._path(last), size)
+            try:
+                os.truncate(self._path(last), size)
+            except OSError as error:
+                raise _refused(error) from error
             self._sizes[last] = size
         self._open(last + 1)
 

@@ -49,10 +49,17 @@ class Outbox:
         self._next_number = 1
 
     def open(self, windows_of: Callable[[SubmitBatchRequest], tuple[SealedWindow, ...]]) -> None:
-        """Find the batches of an earlier run; remove what was being written."""
-        self._aside.mkdir(parents=True, exist_ok=True)
-        for path in self._directory.glob("*.tmp"):
-            path.unlink()
+        """Find the batches of an earlier run; remove what was being written.
+
+        Raises:
+            ResourceExhausted: the directory cannot be written.
+        """
+        try:
+            self._aside.mkdir(parents=True, exist_ok=True)
+            for path in self._directory.glob("*.tmp"):
+                path.unlink()
+        except OSError as error:
+            raise _refused(error) from error
         for path in sorted(self._directory.glob("*.batch")):
             match = _NAME.fullmatch(path.name)
             if match is None:
@@ -114,11 +121,7 @@ class Outbox:
             await asyncio.to_thread(_write, path, content)
         except OSError as error:
             path.with_suffix(".tmp").unlink(missing_ok=True)
-            raise ResourceExhausted(
-                "A batch cannot be stored.",
-                hint="Free space in the data directory.",
-                context={"error": str(error)},
-            ) from error
+            raise _refused(error) from error
         self._held.add(request.batch_id)
         self._add(number, request.batch_id, len(content), now_ns, windows)
 
@@ -161,6 +164,14 @@ class Outbox:
     def discard(self, batch_id: str) -> None:
         """Remove a batch that was never sealed: its samples are still in the log."""
         self.acknowledge(batch_id)
+
+
+def _refused(error: OSError) -> ResourceExhausted:
+    return ResourceExhausted(
+        f"A batch cannot be stored: {error.strerror}.",
+        hint="The data directory must be writable and have room.",
+        context={"error": str(error)},
+    )
 
 
 def _write(path: Path, content: bytes) -> None:

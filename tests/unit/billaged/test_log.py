@@ -230,6 +230,20 @@ async def test_a_disk_without_room_at_the_start_is_said_so_and_nothing_is_left(
     assert not list(small_disk.glob("log/*"))
 
 
+@pytest.mark.root
+async def test_a_directory_that_cannot_be_written_is_said_so(small_disk: Path) -> None:
+    await written(small_disk / "log", 3)
+    with (small_disk / "log" / "000000000001.log").open("ab") as torn:
+        torn.write(frame(Kind.TICK, b"never acknowledged")[:-1])
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(ResourceExhausted, match="cannot be written: Read-only"):
+        list(make_log(small_disk / "other").replay())
+    log = make_log(small_disk / "log")
+    assert [one.payload for one in log.replay()][1:] == [b"tick 0", b"tick 1", b"tick 2"]
+    with pytest.raises(ResourceExhausted, match="cannot be written: Read-only"):
+        log.begin()
+
+
 async def test_the_bounds_of_the_log_refuse_before_anything_is_appended(tmp_path: Path) -> None:
     log = make_log(tmp_path, max_bytes=100)
     list(log.replay())

@@ -88,3 +88,9 @@ async def test_a_disk_that_refuses_leaves_nothing_behind(
         await outbox.put(batch("one"), (), 0)
     assert outbox.waiting == ()
     assert [path.name for path in tmp_path.iterdir()] == ["refused"]
+
+
+def test_a_directory_that_cannot_be_made_is_said_so(tmp_path: Path) -> None:
+    (tmp_path / "outbox").write_text("a file is in the way")
+    with pytest.raises(ResourceExhausted, match="cannot be stored"):
+        opened(tmp_path / "outbox")
