@@ -28,6 +28,9 @@ class Place:
     zone: str
 
 
+_CLOSED = frozenset({HostState.CORDONED, HostState.DRAINING})
+
+
 def _suits(spec: DeploymentSpec, host: Host) -> bool:
     in_zone = not spec.zones or host.zone in spec.zones
     return in_zone and all(host.labels.get(key) == value for key, value in spec.host_labels.items())
@@ -35,7 +38,13 @@ def _suits(spec: DeploymentSpec, host: Host) -> bool:
 
 def _suiting(spec: DeploymentSpec, hosts: Sequence[Host], now_ns: int) -> list[Host]:
     """Hosts that may have replicas of this deployment, by id."""
-    ready = [host for host in hosts if host_state(host, now_ns) is HostState.READY]
+    states = [host_state(host, now_ns) for host in hosts]
+    ready = [host for host, state in zip(hosts, states, strict=True) if state is HostState.READY]
+    if states and all(state in _CLOSED for state in states):
+        raise FailedPrecondition(
+            "Every host is cordoned or is being drained.",
+            hint="`iron host list` shows them; `iron host uncordon` opens one again.",
+        )
     if not ready:
         raise Unavailable("No host is ready.", hint="See `iron host list`; is metald running?")
     suiting = sorted((host for host in ready if _suits(spec, host)), key=lambda host: host.host_id)
@@ -79,7 +88,7 @@ def place(
 
     Raises:
         Unavailable: no host is ready; that may pass.
-        FailedPrecondition: none of those that are ready suits.
+        FailedPrecondition: all are cordoned or drained, or none of those that are ready suits.
         ResourceExhausted: those that suit have no room for all.
     """
     if not indexes:

@@ -73,6 +73,11 @@ def test_only_hosts_that_suit_and_are_ready() -> None:
     late = NOW_NS + 16_000_000_000
     with pytest.raises(Unavailable):
         placement.place(spec(1), [0], [host("h1")], {}, {}, late)
+    closed = [replace(host("h1"), reported=HostState.DRAINING)]
+    closed += [replace(host("h2"), state=HostState.CORDONED)]
+    with pytest.raises(FailedPrecondition, match="cordoned"):
+        hosts_of(spec(1), closed)
+    assert hosts_of(spec(1), [*closed, host("h3")]) == ["h3"]
 
 
 def test_a_host_that_reports_no_disk_is_left_to_its_metald() -> None:
