@@ -14,6 +14,7 @@ from ironworks.aggregatord import decide, decode, metering, quarantine_store, st
 from ironworks.aggregatord.judging import Candidate, Judge, Judgement
 from ironworks.aggregatord.quarantine_store import Decision, RefusedWindow
 from ironworks.aggregatord.store import AcceptedWindow, LedgerBatch
+from ironworks.aggregatord.tenants import Tenants
 from ironworks.aggregatord.types import AggregatordSettings, Finding, Summary, Window
 from ironworks.aggregatord.warehouse import Refused, Warehouse
 from ironworks.gen.ironworks.aggregatord.v1 import batch_pb as pb
@@ -58,11 +59,13 @@ class Ingest:
         warehouse: Warehouse,
         clock: Clock,
         settings: AggregatordSettings,
+        tenants: Tenants | None = None,
     ) -> None:
         self._database = database
         self._warehouse = warehouse
         self._clock = clock
         self._settings = settings
+        self._tenants = tenants or Tenants(None, clock)
         self._judge_of = Judge(database, warehouse)
         self._turn = asyncio.Lock()
         self.samples_accepted = 0
@@ -105,6 +108,7 @@ class Ingest:
             Unavailable: a store is.
         """
         content = await asyncio.to_thread(self._decode, request)
+        content.findings.update(await self._strangers(content))
         # One batch at a time: a window is judged by those that are stored before it.
         async with self._turn:
             known = await self._database.read(lambda c: store.get_batch(c, request.batch_id))
@@ -147,6 +151,34 @@ class Ingest:
             summaries=dict(zip(positions, summaries, strict=True)),
             findings=findings,
         )
+
+    async def _strangers(self, content: _Content) -> dict[int, Finding]:
+        """Windows of tenants that do not exist, or that the batch's own events say otherwise of."""
+        windows = content.windows
+        told = {one.vm_id: one.tenant_id for one in content.payload.events}
+        found = {
+            index: Finding(
+                reason=pb.QuarantineReason.IDENTITY,
+                detail="The host's events name another tenant for the VM.",
+            )
+            for index, one in windows.items()
+            if told.get(one.key.vm_id, one.tenant_id) != one.tenant_id
+        }
+        unsure = self._tenants.unsure({one.tenant_id for one in windows.values()})
+        if not unsure:
+            return found
+        vm_ids = [one.key.vm_id for one in windows.values() if one.tenant_id in unsure]
+        owners = await self._database.read(lambda c: store.owners_of(c, vm_ids))
+        new = {index: one for index, one in windows.items() if one.key.vm_id not in owners}
+        unknown = await self._tenants.unknown({one.tenant_id for one in new.values()})
+        return found | {
+            index: Finding(
+                reason=pb.QuarantineReason.IDENTITY,
+                detail="The VM is new here, and gatewayd knows no such tenant.",
+            )
+            for index, one in new.items()
+            if one.tenant_id in unknown
+        }
 
     async def _refuse_conflict(
         self, request: pb.SubmitBatchRequest, payload: pb.BatchPayload

@@ -16,6 +16,7 @@ from ironworks.aggregatord.live import Live
 from ironworks.aggregatord.quarantine import Quarantine
 from ironworks.aggregatord.retention import Retention
 from ironworks.aggregatord.rollup import Rollup
+from ironworks.aggregatord.tenants import Tenants
 from ironworks.aggregatord.types import AggregatordSettings
 from ironworks.aggregatord.warehouse import Warehouse
 from ironworks.gen.ironworks.aggregatord.v1.batch_connect import BatchServiceASGIApplication
@@ -25,6 +26,7 @@ from ironworks.gen.ironworks.aggregatord.v1.price_connect import (
     PriceServiceASGIApplication,
 )
 from ironworks.gen.ironworks.aggregatord.v1.usage_connect import UsageServiceASGIApplication
+from ironworks.gen.ironworks.gatewayd.v1.tenants_connect import TenantServiceClient
 from ironworks.model.errors import InvalidRequest
 from ironworks.model.units import MIB
 from ironworks.runtime.clock import Clock
@@ -79,6 +81,7 @@ async def build(
     warehouse: Warehouse,
     clock: Clock,
     engine: ClickHouseEngine,
+    tenants: Tenants | None = None,
 ) -> Core:
     """Put the use cases on their stores; makes the tables and the price plan that are absent."""
     await warehouse.prepare()
@@ -90,7 +93,7 @@ async def build(
         settings: AggregatordSettings
 
     given = Given(database=database, warehouse=warehouse, clock=clock, settings=settings)
-    ingest, rollup, live = Ingest(**given), Rollup(**given), Live(clock)
+    ingest, rollup, live = Ingest(tenants=tenants, **given), Rollup(**given), Live(clock)
     ingest.on_accepted = live.accepted
     usage = Usage(rollup=rollup, **given)
     await usage.begin()
@@ -175,6 +178,10 @@ async def compose(chassis: Chassis[AggregatordSettings]) -> AsyncGenerator[Parts
             warehouse=Warehouse(engine, settings),
             clock=chassis.clock,
             engine=engine,
+            tenants=Tenants(
+                chassis.clients.of(TenantServiceClient, "gatewayd", timeout_seconds=2.0),
+                chassis.clock,
+            ),
         )
         _measure(chassis, core)
         application = chassis.application

@@ -5,11 +5,20 @@ from pathlib import Path
 import pytest
 
 from ironworks.aggregatord import quarantine_store, store
-from ironworks.aggregatord.types import Interval, UsageFilter
+from ironworks.aggregatord.ingest import Ingest
+from ironworks.aggregatord.tenants import Tenants
+from ironworks.aggregatord.types import AggregatordSettings, Interval, UsageFilter
 from ironworks.gen.ironworks.aggregatord.v1 import batch_pb
 from ironworks.gen.ironworks.aggregatord.v1.batch_pb import QuarantineReason
 from ironworks.gen.ironworks.billaged.v1 import samples_pb
-from ironworks.model.errors import AlreadyExists, InvalidRequest, PermissionDenied, Unavailable
+from ironworks.gen.ironworks.gatewayd.v1 import tenants_pb
+from ironworks.model.errors import (
+    AlreadyExists,
+    InvalidRequest,
+    NotFound,
+    PermissionDenied,
+    Unavailable,
+)
 from ironworks.model.pages import PageSpec
 from ironworks.model.units import NS_PER_DAY
 from ironworks.runtime.identity import Caller
@@ -285,3 +294,50 @@ async def test_the_ledger_has_a_copy_beside_the_data(made: Aggregator) -> None:
     await made.submit([window(range(10))], "bat_1")
     rows = await made.engine.rows("SELECT batch_id, samples_accepted FROM ledger FINAL")
     assert rows == [["bat_1", 10]]
+
+
+class OnlyTenantA:
+    """A gatewayd with one tenant."""
+
+    async def get_tenant(
+        self, request: tenants_pb.GetTenantRequest, /
+    ) -> tenants_pb.GetTenantResponse:
+        if request.tenant_id != "tnt_a":
+            raise NotFound("There is no such tenant.")
+        return tenants_pb.GetTenantResponse()
+
+
+async def test_a_new_vm_of_a_tenant_that_does_not_exist_is_quarantined(made: Aggregator) -> None:
+    await made.submit([window(range(3), vm_id="vm_known", tenant_id="tnt_gone")])
+    ingest = Ingest(
+        database=made.database,
+        warehouse=made.warehouse,
+        clock=made.clock,
+        settings=AggregatordSettings(data_dir=Path("/nowhere")),
+        tenants=Tenants(OnlyTenantA(), made.clock),
+    )
+    mine = window(range(3))
+    strange = window(range(3), vm_id="vm_2", tenant_id="tnt_nobody")
+    # The tenant of a VM that was metered before may be deleted: its last windows still count.
+    known = window(range(3, 6), vm_id="vm_known", tenant_id="tnt_gone")
+    outcome = await ingest.submit(batch([mine, strange, known]))
+    assert {one.window.key.vm_id for one in outcome.accepted} == {"vm_1", "vm_known"}
+    [refused] = outcome.refused
+    assert (refused.window.vm_id, refused.window.finding.reason) == (
+        "vm_2",
+        QuarantineReason.IDENTITY,
+    )
+
+
+async def test_windows_and_events_must_name_the_same_tenant(made: Aggregator) -> None:
+    started = samples_pb.LifecycleEvent(
+        vm_id="vm_1",
+        tenant_id="tnt_other",
+        boot_epoch=1,
+        type=samples_pb.LifecycleEventType.STARTED,
+        at_ns=EPOCH_AT_NS,
+    )
+    windows = [window(range(3)), window(range(3), vm_id="vm_2")]
+    outcome = await made.ingest.submit(batch(windows, events=[started]))
+    assert [one.window.key.vm_id for one in outcome.accepted] == ["vm_2"]
+    assert outcome.refused[0].window.finding.reason is QuarantineReason.IDENTITY
