@@ -24,6 +24,7 @@ from ironworks.model.errors import (
     PermissionDenied,
 )
 from ironworks.model.ids import derived_id
+from ironworks.runtime.clock import SystemClock
 from ironworks.runtime.settings import tag_of
 from ironworks.testkit.metald.processes import (
     Platform,
@@ -36,7 +37,7 @@ from ironworks.testkit.metald.processes import (
 
 pytestmark = pytest.mark.root
 TENANT, OTHER = derived_id("tnt", "one"), derived_id("tnt", "two")
-STATE = vm_pb.VmState
+STATE, CLOCK = vm_pb.VmState, SystemClock()
 
 
 @pytest.fixture
@@ -109,6 +110,41 @@ async def test_an_orderly_end_of_metald_ends_no_vm_either(platform: Platform) ->
     assert found.reason
 
 
+async def test_after_a_reboot_of_the_host_vms_are_what_their_policies_say(
+    platform: Platform,
+) -> None:
+    vms = platform.vms()
+    always = vm_pb.RestartPolicy(mode=vm_pb.RestartMode.ALWAYS, min_backoff_seconds=0.1)
+    again = await running(platform, restart=always)
+    gone, ended = await running(platform), await running(platform, restart=always)
+    await vms.shutdown_vm(vm_pb.ShutdownVmRequest(vm_id=ended.id))
+    await platform.lose_power()
+    files_only = platform.left()
+    assert set(files_only) == {"jails"}
+    for name in ("assetmanagerd", "metald"):
+        platform.start(name)
+    await platform.ready("assetmanagerd")
+    await platform.ready("metald")
+    async with asyncio.timeout(60):
+        while not (now := await vms.get_vm(vm_pb.GetVmRequest(vm_id=again.id))).ready:
+            await CLOCK.sleep(0.05)
+    assert again.network is not None
+    assert now.network is not None
+    assert (now.state, now.restarts, now.boot_epoch) == (STATE.RUNNING, 1, 2)
+    assert now.network.fabric_address == again.network.fabric_address
+    assert b"200 OK" in await page(now)
+    failed = await vms.get_vm(vm_pb.GetVmRequest(vm_id=gone.id))
+    assert failed.state == STATE.FAILED
+    assert failed.reason == "The host was rebooted, and its VMM ended with it."
+    stopped = await vms.get_vm(vm_pb.GetVmRequest(vm_id=ended.id))
+    assert stopped.state == STATE.STOPPED
+    assert [lease.holder for lease in await leases(platform)] == [again.id]
+    for vm in (again, gone, ended):
+        await vms.delete_vm(vm_pb.DeleteVmRequest(vm_id=vm.id, force=True))
+    assert platform.left(with_fabric=False) == {}
+    assert await leases(platform) == []
+
+
 async def test_a_vm_whose_process_is_killed_fails_with_a_sentence(platform: Platform) -> None:
     vm = await running(platform)
     tag = tag_of(platform.settings.data_dir)
@@ -120,7 +156,7 @@ async def test_a_vm_whose_process_is_killed_fails_with_a_sentence(platform: Plat
             found = await platform.vms().get_vm(vm_pb.GetVmRequest(vm_id=vm.id))
             if found.state == STATE.FAILED and not platform.left(with_fabric=False):
                 break
-            await asyncio.sleep(0.05)
+            await CLOCK.sleep(0.05)
     assert "SIGKILL" in found.reason
     assert found.exit is not None
     assert found.exit.vmm_status == -signal.SIGKILL

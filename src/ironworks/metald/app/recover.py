@@ -5,6 +5,8 @@ lives is taken over; what ended while nobody watched is told with what can be kn
 off half-way is undone.
 """
 
+from dataclasses import replace
+
 from ironworks.metald import decide, store
 from ironworks.metald.app import health
 from ironworks.metald.app.boot import attach_metering
@@ -13,6 +15,7 @@ from ironworks.metald.app.context import Context, log
 from ironworks.metald.app.drift import keep
 from ironworks.metald.app.watch import settle_stopped, start_watch, vmm_ended
 from ironworks.metald.drivers.driver import DriverError, ExitKind, ExitReport, Handle
+from ironworks.metald.drivers.processes import boot_id
 from ironworks.metald.types import Vm, VmState
 from ironworks.model.errors import Aborted, IronError
 
@@ -95,6 +98,8 @@ async def _ended_unseen(context: Context, vm: Vm) -> None:
     report = ExitReport(kind=ExitKind.LOST, sentence="Its VMM is gone; how it ended is not known.")
     if vm.evidence is not None:
         report = await context.driver_of(vm.evidence).post_mortem(vm.evidence)
+        if report.kind is ExitKind.LOST and vm.evidence.boot_id != boot_id():
+            report = replace(report, sentence="The host was rebooted, and its VMM ended with it.")
     await vmm_ended(context, vm.vm_id, report)
 
 

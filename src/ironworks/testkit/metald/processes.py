@@ -7,10 +7,11 @@ import hashlib
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,8 +22,11 @@ from ironworks.gen.ironworks.assetmanagerd.v1.asset_connect import AssetServiceC
 from ironworks.gen.ironworks.common.v1 import common_pb
 from ironworks.gen.ironworks.metald.v1 import vm_pb
 from ironworks.gen.ironworks.metald.v1.vm_connect import VmServiceClient
+from ironworks.metald.cgroup.groups import HostGroups
+from ironworks.metald.network.slots import HostNetwork
 from ironworks.metald.settings import MetaldSettings
 from ironworks.model.units import MIB
+from ironworks.runtime.cgroup_layout import read_layout
 from ironworks.runtime.clock import SystemClock
 from ironworks.runtime.identity import ServiceSigner, ensure_service_keys
 from ironworks.runtime.rpc.client import Clients
@@ -114,6 +118,21 @@ class Platform:
         """A client of assetmanagerd that may register."""
         clients = self.clients("builderd")
         return clients.of(AssetServiceClient, "assetmanagerd", tenant_id=TENANT)
+
+    async def lose_power(self) -> None:
+        """End and remove what a reboot of the host does: all but the files."""
+        for name in list(self.processes):
+            self.stop(name, signal.SIGKILL)
+        tag = tag_of(self.settings.data_dir)
+        groups, network = HostGroups(read_layout(), tag, _CLOCK), HostNetwork(tag)
+        for vm_id in await groups.present():
+            await groups.remove(vm_id)
+        for slot in await network.present():
+            await network.remove(slot)
+        await network.drain()
+        with closing(sqlite3.connect(self.settings.own_dir / "metald.db")) as store, store:
+            # What started the VMMs was an earlier life of the host.
+            store.execute("UPDATE vms SET evidence = json_set(evidence, '$.boot_id', 'before')")
 
     def left(self, *, with_fabric: bool = True) -> dict[str, list[str]]:
         """What carries this platform's tag on the machine.
