@@ -2,14 +2,18 @@
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import shutil
 import signal
 import subprocess
+import tarfile
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ironworks.builderd.flatten.plan import Layer, Limits, Plan
+from ironworks.builderd.flatten.run import flatten
 from ironworks.metald.drivers.driver import GuestConfig, VmmSpec
 from ironworks.metald.guest.build import Guest
 from ironworks.model.units import MIB
@@ -55,16 +59,32 @@ def make_tree(tree: Path, *, programs: tuple[Path, ...] = ()) -> None:
 def make_rootfs(
     directory: Path, file_system: str = "squashfs", *, programs: tuple[Path, ...] = ()
 ) -> Path:
-    """A file system of `make_tree`."""
+    """A file system of `make_tree`; an ext4 is one that builderd has made of it as an image."""
     tree = directory / "tree"
     make_tree(tree, programs=programs)
     image = directory / f"rootfs.{file_system}"
     if file_system == "ext4":
-        command = ["mke2fs", "-q", "-t", "ext4", "-d", str(tree), str(image), "8M"]
-    else:
-        command = ["mksquashfs", str(tree), str(image), "-comp", "lz4", "-quiet", "-no-progress"]
+        _build(tree, image)
+        return image
+    command = ["mksquashfs", str(tree), str(image), "-comp", "lz4", "-quiet", "-no-progress"]
     subprocess.run(command, check=True, capture_output=True)
     return image
+
+
+def _build(tree: Path, image: Path) -> None:
+    path = image.with_name("layer.tar")
+    with tarfile.open(path, "w") as archive:
+        archive.add(tree, arcname=".")
+    digest = f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+    layer = Layer(path=str(path), digest=digest, size_bytes=path.stat().st_size, diff_id=digest)
+    plan = Plan(
+        layers=(layer,),
+        output=str(image),
+        scratch=str(image.parent),
+        format="ext4",
+        limits=Limits(free_bytes=0),
+    )
+    flatten(plan, lambda _: None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
