@@ -35,7 +35,7 @@ class DeploymentService(Protocol):
     DeploymentService is what a developer uses: give it an image, it returns an endpoint. Every change is
     done by a durable job; the call that asks for it answers as soon as the job is on disk.
 
-    Over plain HTTP the same is `POST /v1/deployments` → `202 {"deploymentId", "jobId"}` and
+    Over plain HTTP the same is `POST /v1/deployments` → `202 {"deployment", "jobId"}` and
     `GET /v1/deployments/{id}`, with the JSON form of the messages below.
 
     Everything is scoped to the tenant of the caller's token. A deployment of another tenant does not
@@ -216,7 +216,7 @@ class DeploymentServiceClient(ConnectClient):
     DeploymentService is what a developer uses: give it an image, it returns an endpoint. Every change is
     done by a durable job; the call that asks for it answers as soon as the job is on disk.
 
-    Over plain HTTP the same is `POST /v1/deployments` → `202 {"deploymentId", "jobId"}` and
+    Over plain HTTP the same is `POST /v1/deployments` → `202 {"deployment", "jobId"}` and
     `GET /v1/deployments/{id}`, with the JSON form of the messages below.
 
     Everything is scoped to the tenant of the caller's token. A deployment of another tenant does not
@@ -413,7 +413,7 @@ class DeploymentServiceSync(Protocol):
     DeploymentService is what a developer uses: give it an image, it returns an endpoint. Every change is
     done by a durable job; the call that asks for it answers as soon as the job is on disk.
 
-    Over plain HTTP the same is `POST /v1/deployments` → `202 {"deploymentId", "jobId"}` and
+    Over plain HTTP the same is `POST /v1/deployments` → `202 {"deployment", "jobId"}` and
     `GET /v1/deployments/{id}`, with the JSON form of the messages below.
 
     Everything is scoped to the tenant of the caller's token. A deployment of another tenant does not
@@ -592,7 +592,7 @@ class DeploymentServiceClientSync(ConnectClientSync):
     DeploymentService is what a developer uses: give it an image, it returns an endpoint. Every change is
     done by a durable job; the call that asks for it answers as soon as the job is on disk.
 
-    Over plain HTTP the same is `POST /v1/deployments` → `202 {"deploymentId", "jobId"}` and
+    Over plain HTTP the same is `POST /v1/deployments` → `202 {"deployment", "jobId"}` and
     `GET /v1/deployments/{id}`, with the JSON form of the messages below.
 
     Everything is scoped to the tenant of the caller's token. A deployment of another tenant does not
