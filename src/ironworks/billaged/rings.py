@@ -52,7 +52,7 @@ class Samples:
     def __len__(self) -> int:
         return len(self.seq)
 
-    def where(self, keep: Mask) -> Samples:
+    def where(self, keep: Mask | slice) -> Samples:
         """The samples that `keep` selects."""
         return Samples(
             seq=self.seq[keep],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -42,15 +43,15 @@ def runs_of(seq: Ints) -> list[list[int]]:
     return [[int(part[0]), int(part[-1])] for part in np.split(seq, breaks)]
 
 
-def _by_provision(record: VmRecord, samples: Samples) -> Iterator[Samples]:
-    """Samples in pieces during which the VM had the same."""
-    starts = [seq for seq, _ in record.provisions[1:]]
-    if not starts:
-        yield samples
-        return
-    group = np.searchsorted(np.array(starts, np.int64), samples.seq, side="right")
-    for value in np.unique(group):
-        yield samples.where(group == value)
+def _uniform(record: VmRecord, samples: Samples) -> Iterator[Samples]:
+    """Samples in pieces during which the VM had the same and the host's clock was not set back."""
+    starts = np.array([seq for seq, _ in record.provisions[1:]], np.int64)
+    breaks = (np.diff(samples.at_ns) < 0) | (
+        np.diff(np.searchsorted(starts, samples.seq, side="right")) > 0
+    )
+    edges = [0, *(np.flatnonzero(breaks) + 1).tolist(), len(samples)]
+    for first, end in pairwise(edges):
+        yield samples.where(slice(first, end))
 
 
 def _present(state: MeterState, record: VmRecord, unreadable: Ints) -> Ints:
@@ -123,7 +124,7 @@ def _pieces(
     covered_seq = record.covered_seq
     for minute in minutes:
         samples = state.rings.open_samples(record.row, minute * WINDOW_NS, (minute + 1) * WINDOW_NS)
-        for piece in _by_provision(record, samples) if len(samples) else ():
+        for piece in _uniform(record, samples) if len(samples) else ():
             provision = record.provision_at(int(piece.seq[0]))
             parts = _parts(state, key, record, piece, covered_seq)
             if parts is not None:

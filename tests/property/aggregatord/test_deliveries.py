@@ -28,6 +28,7 @@ from ironworks.testkit.metering import EPOCH_AT_NS, TICK_NS, window
 
 MIDNIGHT_NS = EPOCH_AT_NS // DAY_NS * DAY_NS
 MINUTE_TICKS = 600
+BATCH_WINDOWS = 250
 MINE = UsageFilter(tenant_id="tnt_a")
 METERS = {
     "cpu_ns": 2,
@@ -244,8 +245,8 @@ async def _lives(parts: int, half: int) -> None:
                 ids = {one.window_id for one in late}
                 now = [one for one in fresh if one.window_id not in ids] + held
                 held = late
-                for start in range(0, len(now), 120):
-                    batch = now[start : start + 120]
+                for start in range(0, len(now), BATCH_WINDOWS):
+                    batch = now[start : start + BATCH_WINDOWS]
                     sent += 1
                     assert not (await made.submit(batch, f"bat_{sent}")).refused
                     if chance.happens(0.1):

@@ -18,13 +18,16 @@ from ironworks.model.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from ironworks.model.units import NS_PER_SECOND
 from ironworks.testkit.clock import FakeClock
 from ironworks.testkit.metering import (
     EPOCH_AT_NS,
+    TICK_NS,
     FakeBatches,
     attachment,
     content_of,
     hello,
+    numbers_of,
     said,
     tick,
 )
@@ -115,6 +118,36 @@ async def test_a_minute_that_no_tick_closes_is_closed_by_silence(tmp_path: Path)
     assert await made.cut() == 0, "the minute still runs"
     await clock.sleep(3)
     assert await made.cut() == 1
+    await made.close()
+
+
+@pytest.mark.parametrize("seconds", [-86_400, 86_400, -30, 30])
+async def test_a_clock_that_jumps_costs_no_sample_and_makes_no_gap(
+    tmp_path: Path, seconds: int
+) -> None:
+    batches, clock = FakeBatches(), SkippingClock(EPOCH_AT_NS)
+    made = collector(tmp_path, batches, clock)
+    await sent(made, messages(0, 299))
+    clock.jump(seconds)
+    jumped = [
+        said(seq + 1, tick(seq, [1], at_ns=EPOCH_AT_NS + seconds * NS_PER_SECOND + seq * TICK_NS))
+        for seq in range(300, 901)
+    ]
+    await sent(made, jumped[:301])
+    await made.cut()
+    # A restart replays both sides of the jump.
+    made = collector(tmp_path, batches, clock)
+    await sent(made, jumped)
+    await made.cut()
+    await made.flush([])
+    windows = [one for request in batches.received for one in content_of(request).windows]
+    assert sorted(seq for one in windows for seq in numbers_of(one.seq)) == list(range(901))
+    for one in windows:
+        times = numbers_of(one.tick_at_ns)
+        assert times == sorted(times)
+        assert times[-1] - times[0] < 60 * NS_PER_SECOND
+        assert not one.gaps
+    assert made.state.open_minutes == {}
     await made.close()
 
 
