@@ -70,6 +70,11 @@ def check_disk(data_dir: Path, min_free_bytes: int = MIN_FREE_BYTES) -> None:
             f"The data directory {data_dir} cannot be used: {error.strerror}.",
             hint="Give another with --data-dir.",
         ) from None
+    if not os.access(data_dir, os.W_OK):
+        raise NoSpace(
+            f"The data directory {data_dir} cannot be used: it is read-only.",
+            hint="Give another with --data-dir.",
+        )
     if free_bytes < min_free_bytes:
         raise NoSpace(
             f"{data_dir} has {format_bytes(free_bytes)} free; the platform needs "

@@ -21,6 +21,7 @@ from ironworks.model.errors import Unavailable
 from ironworks.model.units import MIB, NS_PER_SECOND
 from ironworks.runtime.clock import Clock
 from ironworks.runtime.reconcile import Reconciler, Report
+from ironworks.runtime.settings import BadSettings
 from ironworks.runtime.tasks import Tasks
 
 _log = structlog.stdlib.get_logger()
@@ -31,6 +32,7 @@ STOP_SECONDS = 10.0
 READY_SECONDS = 90.0
 MAX_LOG_BYTES = 64 * MIB
 _POLL_SECONDS = 0.05
+_TAIL_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +84,7 @@ class Supervisor:
         self._running: dict[str, asyncio.subprocess.Process] = {}
         self._stopping = asyncio.Event()
         self._restarts: dict[str, int] = {}
+        self._refused = ""
 
     @property
     def pids(self) -> dict[str, int]:
@@ -93,6 +96,7 @@ class Supervisor:
 
         Raises:
             Unavailable: some are not ready in time; all are ended again.
+            BadSettings: one says so of its own; all are ended again.
         """
         self._log_dir.mkdir(parents=True, exist_ok=True)
         logs = Reconciler("bound-logs", 10.0, self._bound_logs)
@@ -117,6 +121,7 @@ class Supervisor:
 
         Raises:
             Unavailable: a child is not ready in time; names all that are not.
+            BadSettings: a child ended because of its settings, which no second start mends.
         """
         deadline_ns = self._clock.monotonic_ns() + int(READY_SECONDS * NS_PER_SECOND)
         waiting = {child.name: child for child in self._children}
@@ -124,12 +129,19 @@ class Supervisor:
             for child in list(waiting.values()):
                 if await self._is_ready(child):
                     del waiting[child.name]
+            if self._refused in waiting:
+                raise BadSettings(self._last_line(self._refused))
             if waiting and self._clock.monotonic_ns() > deadline_ns:
                 raise Unavailable(
                     f"Not ready after {READY_SECONDS:g} seconds: {', '.join(sorted(waiting))}.",
                     hint=f"Their logs, in {self._log_dir}, say why.",
                 )
             await self._clock.sleep(_POLL_SECONDS)
+
+    def _last_line(self, name: str) -> str:
+        with (self._log_dir / f"{name}.log").open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            return log.read().decode(errors="replace").rstrip().rpartition("\n")[2]
 
     async def _is_ready(self, child: Child) -> bool:
         if child.name not in self._running:
@@ -146,6 +158,8 @@ class Supervisor:
             status = await self._run_once(child)
             if self._stopping.is_set():
                 return
+            if status == BadSettings.exit_status:
+                self._refused = child.name
             lived_ns = self._clock.monotonic_ns() - began_ns
             failures = 0 if lived_ns > STABLE_SECONDS * NS_PER_SECOND else failures + 1
             self._restarts[child.name] = self._restarts.get(child.name, 0) + 1

@@ -32,6 +32,17 @@ def test_a_data_directory_that_is_a_file(tmp_path: Path) -> None:
         preflight.check_disk(tmp_path / "file")
 
 
+def test_a_data_directory_that_is_read_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def access(path: Path, mode: int) -> bool:
+        return (path, mode) != (tmp_path, os.W_OK)
+
+    monkeypatch.setattr(os, "access", access)
+    with pytest.raises(preflight.NoSpace, match="read-only"):
+        preflight.check_disk(tmp_path, min_free_bytes=0)
+
+
 def test_no_guest_kernel(tmp_path: Path) -> None:
     with pytest.raises(FailedPrecondition, match=r"iron setup"):
         preflight.check_guest(tmp_path)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from ironworks.runtime.clock import SystemClock
+from ironworks.runtime.settings import BadSettings
 from ironworks.runtime.supervise import (
     LONGEST_WAIT_SECONDS,
     Child,
@@ -132,6 +133,20 @@ asyncio.run(main())
             break
         signal.sigtimedwait([], 0.05)
     assert not alive(child)
+
+
+async def test_settings_that_a_child_refuses_stop_the_start(tmp_path: Path) -> None:
+    refusal = "import sys; print('metald: max_vms is too small.'); sys.exit(78)"
+
+    async def never() -> bool:
+        return False
+
+    refusing = Child(name="a", argv=(sys.executable, "-c", refusal), ready=never)
+    running = Child(name="b", argv=SLEEP)
+    supervisor = Supervisor([running, refusing], log_dir=tmp_path, clock=SystemClock())
+    with pytest.raises(BadSettings, match=r"metald: max_vms is too small\."):
+        await supervisor.run(asyncio.Event(), lambda: None)
+    assert supervisor.pids == {}
 
 
 def test_restart_waits_grow_to_a_bound() -> None:
