@@ -59,7 +59,11 @@ def flatten(plan: Plan, say: Say) -> Flattened:
     if plan.output and not refused:
         counts = _write(plan, tree, [fd for fd, _ in tars], progress)
         progress.begin("hashing the file system")
-        sha256, size_bytes = _hash(plan.output)
+        with ThreadPoolExecutor(1) as pool:
+            # To free so much takes as long as to hash it.
+            for fd, _ in tars:
+                pool.submit(os.close, fd)
+            sha256, size_bytes = _hash(plan.output)
     else:
         counts = count(tree)
     return Flattened(
