@@ -155,6 +155,8 @@ def _usage_sentence(error: CycloptsError, arguments: Sequence[str]) -> str:
         text = " ".join(str(error).split())
         end = "" if text.endswith((".", "!", "?")) else "."
         return f"{text}{end} `iron {typed} --help` shows how it is used."
+    if typed.startswith("-"):
+        return f"Options stand after the command: `iron COMMAND {typed}`. `iron --help` lists all."
     # The library's own sentence would import every command to list them all.
     near = difflib.get_close_matches(typed, names, n=1)
     question = f" Did you mean `iron {near[0]}`?" if near else ""

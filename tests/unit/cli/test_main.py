@@ -88,7 +88,7 @@ def test_a_fault_of_ours_is_70_and_shows_its_traceback_only_on_request(
     ("arguments", "sentence"),
     [
         (["tenent"], "There is no command 'tenent'. Did you mean `iron tenant`?"),
-        (["--frob"], "There is no command '--frob'."),
+        (["--frob"], "Options stand after the command: `iron COMMAND --frob`."),
         (["tenant", "create"], 'Command "tenant create" parameter'),
         (["tenant", "frob"], "`iron tenant --help` shows how it is used."),
         (["deploy", "x", "--replicas", "many"], "`iron deploy --help`"),
