@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Protocol
 
 import structlog
@@ -40,6 +41,8 @@ BLOCK_TIMEOUT_SECONDS = 0.05
 """How long a tick waits for VMMs: half of itself."""
 ANCHOR_TOLERANCE_NS = 5_000_000
 """The wall clock may drift as far from the monotonic one before grid instants follow it."""
+MAX_KEPT_ABSENCES = 16_384
+"""Two of each of 8,192 VMs."""
 
 
 class Sink(Protocol):
@@ -348,13 +351,14 @@ def _present(column: list[int], counter: Counter, absences: list[pb.Absence]) ->
     """The column as it is sent: where a reading is absent, 0; its reason goes to `absences`."""
     if min(column) >= 0:
         return column
-    kind = pb.Counter(counter)
-    absences += [
-        pb.Absence(row=row, counter=kind, reason=pb.AbsenceReason(-value))
-        for row, value in enumerate(column)
-        if value < 0
-    ]
+    absences += [_absence(row, counter, -value) for row, value in enumerate(column) if value < 0]
     return [max(value, 0) for value in column]
+
+
+@lru_cache(maxsize=MAX_KEPT_ABSENCES)
+def _absence(row: int, counter: Counter, reason: int) -> pb.Absence:
+    """Made once: a VM without a disk lacks the same readings in every tick. Nobody changes it."""
+    return pb.Absence(row=row, counter=pb.Counter(counter), reason=pb.AbsenceReason(reason))
 
 
 _NO_BLOCKS = (-AbsenceReason.NO_SOURCE, -AbsenceReason.NO_SOURCE)
