@@ -54,6 +54,7 @@ def flatten(plan: Plan, say: Say) -> Flattened:
     contents = Contents(tree, [fd for fd, _ in tars])
     findings = survey(tree, plan.rules, contents.head)
     packages, notes = find_packages(contents.read, contents.names)
+    user = user_id(contents.read(b"etc/passwd"), plan.user)
     refused = any(one.action is Action.REFUSE and one.path_count for one in findings)
     sha256, size_bytes = "", 0
     if plan.output and not refused:
@@ -74,7 +75,7 @@ def flatten(plan: Plan, say: Say) -> Flattened:
         notes=notes,
         findings=findings,
         packages=packages,
-        user_id=user_id(contents.read(b"etc/passwd"), plan.user),
+        user_id=user,
     )
 
 
