@@ -17,7 +17,6 @@ from ironworks.assetmanagerd.types import (
     MIN_TTL_SECONDS,
     Asset,
     AssetFilter,
-    AssetKind,
     AssetState,
     Facts,
     Lease,
@@ -243,8 +242,6 @@ def check_facts(facts: Facts, max_asset_bytes: int) -> None:
         raise InvalidRequest(f"size_bytes must be 1 to {max_asset_bytes}.")
     if facts.format is not None and KIND_OF_FORMAT[facts.format] is not facts.kind:
         raise InvalidRequest(f"{facts.format.value} is not a format of a {facts.kind.value}.")
-    if facts.kind is AssetKind.SNAPSHOT and facts.format is None:
-        raise InvalidRequest("A snapshot must say its format.")
     check_text(facts.media_type, "media_type", MAX_TEXT_CHARS)
     check_text(facts.architecture, "architecture", MAX_TEXT_CHARS)
     check_text(facts.build_id, "build_id", MAX_TEXT_CHARS)

@@ -18,7 +18,7 @@ from ironworks.sdk import AsyncIronworks
 app = App(name="asset", help="Kernels, initrds, root file systems and snapshots.")
 KindName = Literal["any", "kernel", "initrd", "rootfs", "snapshot"]
 StateName = Literal["registered", "available", "in-use", "archived", "failed", "deleted"]
-UploadKind = Literal["kernel", "initrd", "rootfs"]
+UploadKind = Literal["kernel", "initrd", "rootfs", "snapshot"]
 Labels = Annotated[list[str] | None, Parameter(negative=())]
 States = Annotated[list[StateName] | None, Parameter(negative=())]
 _WITHOUT_BYTES = (asset_pb.AssetState.REGISTERED, asset_pb.AssetState.FAILED)

@@ -48,6 +48,16 @@ class Seaweed:
         )
 
 
+def bucket_env(bucket: Bucket) -> dict[str, str]:
+    """Settings of an assetmanagerd that keeps its bytes there."""
+    return {
+        "IRONWORKS_ASSET_BUCKET": bucket.name,
+        "IRONWORKS_ASSET_BUCKET_ENDPOINT": bucket.endpoint,
+        "IRONWORKS_ASSET_BUCKET_ACCESS_KEY_ID": bucket.access_key_id,
+        "IRONWORKS_ASSET_BUCKET_SECRET_KEY": bucket.secret_access_key,
+    }
+
+
 def free_ports(number: int) -> list[int]:
     """Ports that nobody listens on, all different."""
     with ExitStack() as stack:

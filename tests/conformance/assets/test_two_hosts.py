@@ -24,7 +24,7 @@ from ironworks.runtime.tasks import Tasks
 from ironworks.storage.objects import Bucket, ObjectStore
 from ironworks.testkit.assets import ACME, METALD, AssetWorld, asset_world, facts, squashfs
 from ironworks.testkit.clock import FakeEntropy
-from ironworks.testkit.seaweed import ACCESS_KEY_ID, SECRET_ACCESS_KEY, Seaweed
+from ironworks.testkit.seaweed import Seaweed, bucket_env
 from ironworks.testkit.services import Services, running
 
 STEPS, THOROUGH_STEPS = 60, 2_000
@@ -295,10 +295,7 @@ async def test_two_processes_share_registry_leases_and_bytes(
     env = {
         "IRONWORKS_MIN_FREE_BYTES": "0",
         "IRONWORKS_ASSETMANAGERD_DATABASE_URL": postgres_url,
-        "IRONWORKS_ASSET_BUCKET": s3.bucket().name,
-        "IRONWORKS_ASSET_BUCKET_ENDPOINT": s3.endpoint,
-        "IRONWORKS_ASSET_BUCKET_ACCESS_KEY_ID": ACCESS_KEY_ID,
-        "IRONWORKS_ASSET_BUCKET_SECRET_KEY": SECRET_ACCESS_KEY,
+        **bucket_env(s3.bucket()),
     }
 
     def client(services: Services, tenant_id: str = ACME.tenant_id) -> AssetServiceClient:

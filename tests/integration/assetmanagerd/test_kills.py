@@ -22,20 +22,22 @@ from protobuf import Oneof
 from sqlalchemy import select, update
 
 from ironworks.assetmanagerd import lease_store, store
-from ironworks.assetmanagerd.bytes.disk import digest
+from ironworks.assetmanagerd.bytes.disk import Hasher, digest
 from ironworks.assetmanagerd.tables import ASSETS, DOOMED, LEASES
 from ironworks.assetmanagerd.types import Asset, AssetState, LeaseState
 from ironworks.gen.ironworks.assetmanagerd.v1 import asset_pb as pb
 from ironworks.gen.ironworks.assetmanagerd.v1.asset_connect import AssetServiceClient
 from ironworks.model.errors import FailedPrecondition, IronError, NotFound
 from ironworks.model.units import MIB
-from ironworks.runtime.clock import SystemEntropy
+from ironworks.runtime.clock import SystemClock, SystemEntropy
 from ironworks.runtime.tasks import Tasks
+from ironworks.storage.objects import ObjectStore
 from ironworks.storage.sql import Database, sqlite_url
 from ironworks.testkit.assets import squashfs
+from ironworks.testkit.seaweed import Seaweed, bucket_env
 from ironworks.testkit.services import Services, running
 
-KILLS, THOROUGH_KILLS = 4, 100
+KILLS, THOROUGH_KILLS = {"directory": 4, "bucket": 2}, 100
 TENANTS = ("tnt_acme", "tnt_evil")
 UNUSED = (AssetState.AVAILABLE, AssetState.ARCHIVED, AssetState.DELETED)
 CHUNK_BYTES = 256 * 1024
@@ -285,7 +287,21 @@ def hashed(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-async def check(data_dir: Path, known: Acknowledged) -> None:
+async def kept(data_dir: Path, objects: ObjectStore | None) -> dict[str, str]:
+    """Name → SHA-256 of all that is kept, read again."""
+    if objects is None:
+        paths = list((data_dir / "assets" / "objects").glob("sha256/??/*"))
+        assert not any(path.stat().st_mode & 0o222 for path in paths)
+        return {path.name: hashed(path) for path in paths}
+    found: dict[str, str] = {}
+    async for key in objects.keys("sha256"):
+        hasher = Hasher()
+        await objects.read(key, 0, hasher.update)
+        found[key.rpartition("/")[2]] = hasher.result().sha256
+    return found
+
+
+async def check(data_dir: Path, known: Acknowledged, objects: ObjectStore | None) -> None:
     """Registry, bytes, leases and VMs' directories agree with each other and with the clients."""
     found = await settled(data_dir)
     assets, doomed = found.assets, found.doomed
@@ -294,12 +310,10 @@ async def check(data_dir: Path, known: Acknowledged) -> None:
         for asset in assets
         if asset.state in (AssetState.AVAILABLE, AssetState.IN_USE, AssetState.ARCHIVED)
     }
-    files = {path.name: path for path in (data_dir / "assets" / "objects").glob("sha256/??/*")}
+    files = await kept(data_dir, objects)
     assert live <= set(files), "records without bytes"
     assert set(files) <= live | doomed, "bytes without a record"
-    for name, path in files.items():
-        assert hashed(path) == digest(name)
-        assert path.stat().st_mode & 0o222 == 0
+    assert all(sha256 == digest(name) for name, sha256 in files.items())
     staged = {path.name for path in (data_dir / "assets" / "staging").iterdir()}
     assert staged <= found.uploads
     by_id = {asset.asset_id: asset for asset in assets}
@@ -323,10 +337,17 @@ async def check(data_dir: Path, known: Acknowledged) -> None:
 
 
 @pytest.mark.timeout(3600)
+@pytest.mark.parametrize("backend", KILLS)
 async def test_registry_bytes_and_leases_agree_after_every_kill(
-    tmp_path: Path, *, thorough: bool
+    request: pytest.FixtureRequest, tmp_path: Path, backend: str, *, thorough: bool
 ) -> None:
     env = {"IRONWORKS_MIN_FREE_BYTES": "0"}
+    objects: ObjectStore | None = None
+    if backend == "bucket":
+        server: Seaweed = request.getfixturevalue("s3")
+        bucket = server.bucket()
+        objects = ObjectStore(bucket, SystemClock())
+        env |= bucket_env(bucket)
     async with running(tmp_path, ["assetmanagerd"], env) as services, Tasks() as tasks:
         workload = Workload(services)
         clients = [workload.upload] * 3 + [workload.boot] * 2 + [workload.delete]
@@ -335,14 +356,18 @@ async def test_registry_bytes_and_leases_agree_after_every_kill(
             tasks.start(workload.repeat(work), name=f"client {number}")
             for number, work in enumerate(clients)
         ]
-        for _ in range(THOROUGH_KILLS if thorough else KILLS):
+        kills = THOROUGH_KILLS if thorough else KILLS[backend]
+        for number in range(10 * kills):
+            if number >= kills and workload.known.deleted:
+                break
             workload.going.set()
             await asyncio.sleep(CHANCE.uniform(0.0, 0.6))
-            await services.end("assetmanagerd", signal.SIGKILL)
-            await services.start("assetmanagerd")
+            if number < kills:
+                await services.end("assetmanagerd", signal.SIGKILL)
+                await services.start("assetmanagerd")
             await workload.quiet()
             assert not [end for end in ends if end.done()], "a client was refused something"
-            await check(tmp_path, workload.known)
+            await check(tmp_path, workload.known, objects)
             await asyncio.to_thread(age, tmp_path, set(workload.known.litter))
         assert workload.known.deleted
         assert workload.known.uploads

@@ -86,9 +86,44 @@ def test_a_real_ext4_is_one(tmp_path: Path) -> None:
         see(body[:-4096], AssetKind.ROOTFS)
 
 
+def test_a_real_snapshot_of_qemu_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "snapshot"
+    subprocess.run(
+        [
+            *("qemu-system-x86_64", "-S", "-M", "q35", "-accel", "tcg", "-m", "16"),
+            *("-display", "none", "-nodefaults", "-monitor", "stdio"),
+        ],
+        input=f'migrate "exec:cat>{path}"\nquit\n'.encode(),
+        stdout=subprocess.DEVNULL,
+        timeout=60,
+        check=True,
+    )
+    body = path.read_bytes()
+    assert see(body, AssetKind.SNAPSHOT) == ("vm_snapshot", "")
+    assert see(body, AssetKind.SNAPSHOT, AssetFormat.VM_SNAPSHOT) == ("vm_snapshot", "")
+    with pytest.raises(InvalidRequest, match="not a rootfs"):
+        see(body, AssetKind.ROOTFS)
+
+
+def firecracker(architecture: int = 0x8664, size_bytes: int = 5000) -> bytes:
+    return (0x0710_1984_0000_0000 + (architecture << 16)).to_bytes(8, "little").ljust(size_bytes)
+
+
+def test_the_state_of_a_vm_of_firecracker_is_a_snapshot_of_its_architecture() -> None:
+    assert see(firecracker(), AssetKind.SNAPSHOT) == ("vm_snapshot", "amd64")
+    assert see(firecracker(0xAAAA), AssetKind.SNAPSHOT) == ("vm_snapshot", "arm64")
+
+
 @pytest.mark.parametrize(
     ("body", "kind", "reason"),
     [
+        (bytes(1 << 20), AssetKind.SNAPSHOT, "no snapshot"),
+        (b"QEVM\0\0\0\2\1", AssetKind.SNAPSHOT, "QEMU 2.4"),
+        (b"QEVM\0\0\0\3", AssetKind.SNAPSHOT, "QEMU 2.4"),
+        (b"QEVM\0\0\0\3\xff", AssetKind.SNAPSHOT, "QEMU 2.4"),
+        (firecracker(size_bytes=9), AssetKind.SNAPSHOT, "does not have 9 bytes"),
+        (firecracker(0x5555), AssetKind.SNAPSHOT, "no snapshot"),
+        (squashfs(), AssetKind.SNAPSHOT, "not a snapshot"),
         (b"", AssetKind.ROOTFS, "no rootfs"),
         (b"#!/bin/sh\n", AssetKind.KERNEL, "no kernel"),
         (squashfs()[:500], AssetKind.ROOTFS, "cut off"),

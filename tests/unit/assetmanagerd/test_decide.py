@@ -97,7 +97,6 @@ def test_only_the_platform_registers_for_everyone() -> None:
         replace(facts(b"x"), size_bytes=0),
         replace(facts(b"x"), size_bytes=2**40),
         replace(facts(b"x"), format=AssetFormat.BZIMAGE),
-        replace(facts(b"x"), kind=AssetKind.SNAPSHOT),
         replace(facts(b"x"), media_type="x" * 129),
         replace(facts(b"x"), source_digest="x" * 257),
         replace(facts(b"x"), labels={str(n): "" for n in range(65)}),

@@ -7,7 +7,7 @@ same, statement by statement, and so are code, sentence and hint.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,7 +32,7 @@ async def world(tmp_path: Path) -> AsyncIterator[AssetWorld]:
 
 
 @contextmanager
-def statements(world: AssetWorld) -> Iterator[list[str]]:
+def statements(world: AssetWorld) -> Generator[list[str]]:
     """All that the database is asked meanwhile, transactions too."""
     told: list[str] = []
 

@@ -1,8 +1,9 @@
-"""What bytes are: magic numbers and superblocks of kernels, initrds and root file systems.
+"""What bytes are: magic numbers and superblocks of kernels, initrds, root file systems, snapshots.
 
 Sources: Linux `Documentation/arch/x86/boot.rst` (bzImage), `arch/arm64/booting.rst`, the ELF
 specification, `Documentation/driver-api/early-userspace/buffer-format.rst` (cpio), Linux
-`fs/squashfs/squashfs_fs.h`, `Documentation/filesystems/ext4/super.rst`.
+`fs/squashfs/squashfs_fs.h`, `Documentation/filesystems/ext4/super.rst`, QEMU `migration/savevm.h`,
+Firecracker `src/vmm/src/snapshot/mod.rs`.
 
 These are checks that the bytes can be what they are claimed to be, on bytes that nobody trusts: no
 parser here follows a pointer out of them.
@@ -28,6 +29,11 @@ _ZSTD = b"\x28\xb5\x2f\xfd"
 _ELF_MACHINES = {62: "amd64", 183: "arm64"}
 _SQUASHFS_COMPRESSORS = {1: "gzip", 2: "lzma", 3: "lzo", 4: "xz", 5: "lz4", 6: "zstd"}
 _MIN_BLOCK_LOG, _MAX_BLOCK_LOG = 12, 20
+_QEMU, _QEMU_VERSION = b"QEVM", b"\0\0\0\3"
+_QEMU_FIRST = (0x01, 0x07)  # a section of a device, or the configuration of the machine
+_FIRECRACKER = {0x0710_1984_8664_0000: "amd64", 0x0710_1984_AAAA_0000: "arm64"}
+_FIRECRACKER_MIN_BYTES = 8 + 8  # the magic number and the CRC at the end
+_FIRECRACKER_MAX_BYTES = 16 * 1024 * 1024  # Firecracker reads 10 MB at most
 _BZIMAGE_MIN_PROTOCOL = 0x020C  # the first with xloadflags, Linux 3.8
 _XLF_KERNEL_64 = 1
 
@@ -51,8 +57,6 @@ def examine(head: bytes, size_bytes: int, facts: Facts) -> Found:
     Raises:
         InvalidRequest: they are not; says what is wrong with them.
     """
-    if facts.format is AssetFormat.VM_SNAPSHOT:
-        return Found(format=AssetFormat.VM_SNAPSHOT)
     found = _detect(head, size_bytes)
     if found is None:
         raise InvalidRequest(
@@ -73,7 +77,7 @@ def _formats_of(kind: AssetKind) -> str:
 
 
 def _detect(head: bytes, size_bytes: int) -> Found | None:
-    for detect in (_squashfs, _ext4, _bzimage, _elf, _arm64, _initrd):
+    for detect in (_squashfs, _ext4, _bzimage, _elf, _arm64, _initrd, _snapshot):
         found = detect(head, size_bytes)
         if found is not None:
             return found
@@ -172,6 +176,20 @@ def _initrd(head: bytes, _size_bytes: int) -> Found | None:
     if inner[:6] not in _CPIO:
         raise InvalidRequest("This is compressed, and what is inside is not a cpio archive.")
     return Found(format=claimed)
+
+
+def _snapshot(head: bytes, size_bytes: int) -> Found | None:
+    """A migration stream of QEMU, or the state file of Firecracker (its memory is another one)."""
+    if head[:4] == _QEMU:
+        if len(head) < 9 or head[4:8] != _QEMU_VERSION or head[8] not in _QEMU_FIRST:  # noqa: PLR2004 - magic, version, section
+            raise InvalidRequest("This is no stream of a VM that QEMU 2.4 or newer wrote.")
+        return Found(format=AssetFormat.VM_SNAPSHOT)
+    architecture = _FIRECRACKER.get(int.from_bytes(head[:8], "little"))
+    if architecture is None:
+        return None
+    if not _FIRECRACKER_MIN_BYTES <= size_bytes <= _FIRECRACKER_MAX_BYTES:
+        raise InvalidRequest(f"A state file of Firecracker does not have {size_bytes} bytes.")
+    return Found(format=AssetFormat.VM_SNAPSHOT, architecture=architecture)
 
 
 def _gunzip_head(head: bytes) -> bytes:

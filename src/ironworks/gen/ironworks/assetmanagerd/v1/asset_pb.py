@@ -2576,7 +2576,8 @@ class AssetFormat(Enum):
             ASSET_FORMAT_EXT4 = 7
             ```
         VM_SNAPSHOT:
-            Snapshot of a VM as its driver writes it: snapshot.
+            Snapshot of a VM as its driver writes it: snapshot. A migration stream of QEMU, or the state file
+            of Firecracker; its memory file has no format by which it could be known, and is refused.
 
             ```proto
             ASSET_FORMAT_VM_SNAPSHOT = 8
