@@ -260,12 +260,18 @@ async def command(  # noqa: PLR0913 - the options of the command
         if detach:
             _say_accepted(out, accepted)
             return
-        try:
-            result = await follow(client, accepted, on_progress=out.say)
-        except asyncio.CancelledError:
-            out.say(f"The job goes on: `iron job watch {accepted.job_id}` follows it.")
-            raise
+        result = await _followed(client, accepted, out)
     out.fields(as_fields(result), for_people(result))
+
+
+async def _followed(
+    client: AsyncIronworks, accepted: deployments_pb.CreateDeploymentResponse, out: Output
+) -> DeployResult:
+    try:
+        return await follow(client, accepted, on_progress=out.say)
+    except asyncio.CancelledError:
+        out.say(f"The job goes on: `iron job watch {accepted.job_id}` follows it.")
+        raise
 
 
 def as_fields(result: DeployResult) -> dict[str, object]:
