@@ -364,6 +364,14 @@ class UsageHandlers(UsageService):
         while chunk := await asyncio.to_thread(next, file, b""):
             yield pb.ExportUsageResponse(chunk=chunk)
 
+    async def recompute_usage(
+        self, request: pb.RecomputeUsageRequest, ctx: Context, /
+    ) -> pb.RecomputeUsageResponse:
+        """Compute rollups anew."""
+        del ctx
+        hours = await self._usage.recompute(request.tenant_id, _interval(request.interval))
+        return pb.RecomputeUsageResponse(hours=hours)
+
     async def list_adjustments(
         self, request: pb.ListAdjustmentsRequest, ctx: Context, /
     ) -> pb.ListAdjustmentsResponse:

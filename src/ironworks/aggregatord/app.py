@@ -6,11 +6,9 @@ import tomllib
 from collections.abc import Collection, Sequence
 from importlib import resources
 
-from sqlalchemy import Connection
-
-from ironworks.aggregatord import adjustment_store, decide, price_store, rating, store
+from ironworks.aggregatord import adjustment_store, decide, price_store, rating
+from ironworks.aggregatord.gaps import Gaps
 from ironworks.aggregatord.rollup import Rollup
-from ironworks.aggregatord.store import EpochCounts
 from ironworks.aggregatord.types import (
     DAY_NS,
     FIVE_MINUTES_NS,
@@ -75,6 +73,12 @@ class Usage:
         self._rollup = rollup
         self._clock = clock
         self._settings = settings
+        self._gaps = Gaps(
+            database=database,
+            warehouse=warehouse,
+            clock=clock,
+            grace_hours=settings.usage_grace_hours,
+        )
 
     async def begin(self) -> None:
         """Make the default price plan if there is none."""
@@ -175,43 +179,23 @@ class Usage:
                     )
         return found
 
+    async def recompute(self, tenant_id: str, interval: Interval) -> int:
+        """Compute the rollups of whole days anew; answers how many hours. See `Rollup`."""
+        return await self._rollup.recompute(tenant_id, interval)
+
     # ── completeness ───────────────────────────────────────────────────────────────────────────
 
     async def completeness(self, chosen: UsageFilter, interval: Interval) -> list[VmCompleteness]:
         """Samples expected, received and missing of each VM that has any, ordered by id."""
         _check(chosen, interval, 0)
-        declared = await self._warehouse.gap_counts(chosen, interval)
-        counts = await self._database.read(lambda c: _counts(c, chosen, interval))
-        by_vm: dict[str, list[tuple[EpochCounts, int, int]]] = {}
-        for one, expected, quarantined in counts:
-            by_vm.setdefault(one.key.vm_id, []).append((one, expected, quarantined))
-        found: list[VmCompleteness] = []
-        for vm_id, epochs in sorted(by_vm.items()):
-            expected = sum(each for _, each, _ in epochs)
-            received = sum(one.samples for one, _, _ in epochs)
-            quarantined = sum(each for _, _, each in epochs)
-            reasons = decide.explain_missing(
-                expected - received, quarantined, declared.get(vm_id, {})
-            )
-            found.append(
-                VmCompleteness(
-                    vm_id=vm_id,
-                    expected=expected,
-                    received=received,
-                    quarantined=quarantined,
-                    partial=sum(one.partial for one, _, _ in epochs),
-                    watermark_ns=max(one.end_at_ns for one, _, _ in epochs),
-                    gaps=reasons,
-                )
-            )
-        return found
+        return await self._gaps.completeness(chosen, interval)
 
     async def gaps(
         self, chosen: UsageFilter, interval: Interval, limit: int, after: tuple[str, int, int]
     ) -> list[StoredGap]:
         """One page of gaps and one more, by VM, epoch and number."""
         _check(chosen, interval, 0)
-        return await self._warehouse.gaps(chosen, interval, limit + 1, after)
+        return (await self._gaps.listed(chosen, interval, after))[: limit + 1]
 
     async def adjustments(
         self,
@@ -287,31 +271,3 @@ def _charges(rows: Sequence[UsageRow], version: PriceVersion, interval: Interval
         for row in sorted(rows, key=lambda row: (row.meter, row.vm_id))
         if row.meter in prices
     ]
-
-
-def _counts(
-    connection: Connection, chosen: UsageFilter, interval: Interval
-) -> list[tuple[EpochCounts, int, int]]:
-    """For each epoch: what was accepted, samples expected, samples in quarantine."""
-    accepted = {one.key: one for one in store.accepted_counts(connection, chosen, interval)}
-    refused = {one.key: one for one in store.quarantined_counts(connection, chosen, interval)}
-    found: list[tuple[EpochCounts, int, int]] = []
-    for key in sorted({*accepted, *refused}):
-        sides = [one for one in (accepted.get(key), refused.get(key)) if one is not None]
-        first_seq = min(one.first_seq for one in sides)
-        last_seq = max(one.last_seq for one in sides)
-        before = store.last_seq_before(connection, key, first_seq)
-        if before is None:
-            before = min(one.attached_seq for one in sides) - 1
-        counts = accepted.get(key) or EpochCounts(
-            key=key,
-            attached_seq=0,
-            first_seq=first_seq,
-            last_seq=last_seq,
-            samples=0,
-            partial=0,
-            end_at_ns=0,
-        )
-        quarantined = refused[key].samples if key in refused else 0
-        found.append((counts, max(0, last_seq - min(before, first_seq - 1)), quarantined))
-    return found

@@ -1,4 +1,4 @@
-"""Types as rows and columns of ClickHouse, and back."""
+"""Types as rows and columns of ClickHouse, and back; with what windows lack and do not say."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ironworks.aggregatord.decide import Missing, left_of
 from ironworks.aggregatord.types import (
     CUMULATIVE,
     READINGS,
@@ -20,9 +21,11 @@ from ironworks.aggregatord.types import (
     Window,
 )
 from ironworks.gen.ironworks.aggregatord.v1.usage_pb import Meter
+from ironworks.gen.ironworks.billaged.v1.samples_pb import GapReason
 from ironworks.model.units import NS_PER_US
 from ironworks.storage.native import Column, Runs
 
+_UNEXPLAINED = int(GapReason.UNEXPLAINED)
 EDGES = [f"{edge}_{name}" for name in CUMULATIVE for edge in ("first", "last")]
 SUMMARY_NUMBERS = (
     "boot_epoch", "first_seq", "last_seq", "sample_count", "partial_count", "start_at_ns",
@@ -145,7 +148,7 @@ def _summary_of(values: Mapping[str, Any]) -> Summary:
 
 def gap_columns(windows: Sequence[Window]) -> list[Column]:
     """What windows say is missing, one row a gap."""
-    rows = [(window, gap) for window in windows for gap in window.gaps]
+    rows = [(window, gap) for window in windows for gap in (*window.gaps, *_undeclared(window))]
     return [
         texts("tenant_id", [one.tenant_id for one, _ in rows]),
         texts("vm_id", [one.key.vm_id for one, _ in rows]),
@@ -159,6 +162,17 @@ def gap_columns(windows: Sequence[Window]) -> list[Column]:
         numbers("Int64", "end_at_ns", [_at_ns(one, gap[1]) for one, gap in rows]),
         numbers("Int64", "window_at_ns", [one.start_at_ns for one, _ in rows]),
     ]
+
+
+def _undeclared(window: Window) -> list[tuple[int, int, int]]:
+    """Numbers between a window's samples that are missing, and it does not say so."""
+    if window.last_seq - window.first_seq + 1 == len(window):
+        return []
+    after = np.flatnonzero(np.diff(window.seq) > 1)
+    holes = [(int(window.seq[at]) + 1, int(window.seq[at + 1]) - 1) for at in after]
+    said = [Missing(*gap) for gap in window.gaps]
+    left = left_of([Missing(*hole, _UNEXPLAINED) for hole in holes], said)
+    return [(one.first_seq, one.last_seq, one.reason) for one in left]
 
 
 def _at_ns(window: Window, seq: int) -> int:

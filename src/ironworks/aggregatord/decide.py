@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 from ironworks.aggregatord.types import DAY_NS, HOUR_NS, Interval, PriceVersion
 from ironworks.gen.ironworks.billaged.v1.samples_pb import GapReason
@@ -70,21 +71,66 @@ def percentile_95(values: Sequence[int], count: int) -> int:
     return 0 if rank <= idle else sorted(values)[rank - idle - 1]
 
 
-def explain_missing(missing: int, quarantined: int, declared: Mapping[int, int]) -> dict[int, int]:
-    """Missing samples by reason, adding up to `missing` exactly.
+class Missing(NamedTuple):
+    """Samples that are missing, and why: a `GapReason`."""
 
-    What was declared missing and came late is taken off again, the least telling reasons first.
+    first_seq: int
+    last_seq: int
+    reason: int
+
+
+def apart(spans: Iterable[Missing]) -> list[Missing]:
+    """The same in order; where two overlap, the one that begins earlier holds."""
+    found: list[Missing] = []
+    for one in sorted(spans):
+        first_seq = max(one.first_seq, found[-1].last_seq + 1 if found else one.first_seq)
+        if first_seq <= one.last_seq:
+            found.append(one._replace(first_seq=first_seq))
+    return found
+
+
+def explained(
+    holes: Iterable[tuple[int, int]], declared: Sequence[Sequence[Missing]]
+) -> list[Missing]:
+    """Every missing sample with exactly one reason, in order.
+
+    Args:
+        holes: Intervals that are missing, ascending, apart from each other.
+        declared: What is said to be missing; what stands in an earlier list holds. Of samples that
+            are there it says nothing: they came late.
     """
-    reasons = {reason: count for reason, count in declared.items() if count > 0}
-    if quarantined:
-        key = int(GapReason.QUARANTINED)
-        reasons[key] = reasons.get(key, 0) + quarantined
-    surplus = sum(reasons.values()) - missing
-    for reason in sorted(reasons, reverse=True):
-        taken = min(max(surplus, 0), reasons[reason])
-        reasons[reason] -= taken
-        surplus -= taken
-    if surplus < 0:
-        key = int(GapReason.UNEXPLAINED)
-        reasons[key] = reasons.get(key, 0) - surplus
-    return {reason: count for reason, count in reasons.items() if count}
+    left = [Missing(first, last, int(GapReason.UNEXPLAINED)) for first, last in holes]
+    found: list[Missing] = []
+    for some in declared:
+        told, left = _told(left, apart(some))
+        found += told
+    return sorted(found + left)
+
+
+def left_of(holes: Sequence[Missing], taken: Sequence[Missing]) -> list[Missing]:
+    """What of these holes is not in any of the spans."""
+    return _told(holes, apart(taken))[1]
+
+
+def _told(
+    holes: Sequence[Missing], declared: Sequence[Missing]
+) -> tuple[list[Missing], list[Missing]]:
+    """What of the holes was declared, and what is left of them; both ascending, apart."""
+    told: list[Missing] = []
+    left: list[Missing] = []
+    begin = 0
+    for hole in holes:
+        seq = hole.first_seq
+        while begin < len(declared) and declared[begin].last_seq < seq:
+            begin += 1
+        for one in declared[begin:]:
+            if one.first_seq > hole.last_seq:
+                break
+            first_seq, last_seq = max(one.first_seq, seq), min(one.last_seq, hole.last_seq)
+            if seq < first_seq:
+                left.append(hole._replace(first_seq=seq, last_seq=first_seq - 1))
+            told.append(Missing(first_seq, last_seq, one.reason))
+            seq = last_seq + 1
+        if seq <= hole.last_seq:
+            left.append(hole._replace(first_seq=seq))
+    return told, left

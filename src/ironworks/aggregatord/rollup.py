@@ -27,6 +27,7 @@ from ironworks.aggregatord.types import (
     VmEpoch,
 )
 from ironworks.aggregatord.warehouse import Warehouse
+from ironworks.model.errors import FailedPrecondition, InvalidRequest
 from ironworks.runtime.clock import Clock
 from ironworks.storage.sql import Database
 
@@ -58,6 +59,29 @@ class Rollup:
         while count := await self.step():
             done += count
         return done
+
+    async def recompute(self, tenant_id: str, interval: Interval) -> int:
+        """Compute all of these days anew from their windows; answers how many hours.
+
+        Args:
+            tenant_id: Of this tenant only; empty: of all.
+            interval: Whole UTC days.
+
+        Raises:
+            InvalidRequest: it is empty or not made of whole days.
+            FailedPrecondition: windows of the first day may be gone.
+        """
+        if not 0 <= interval.from_ns < interval.to_ns or not interval.aligned_to(DAY_NS):
+            raise InvalidRequest("The interval is not made of whole UTC days.")
+        kept_days = self._settings.usage_hourly_days
+        if interval.from_ns < self._clock.now_ns() - (kept_days - 1) * DAY_NS:
+            raise FailedPrecondition(
+                f"Windows are kept for {kept_days} days; a day without all of them would shrink.",
+                hint="Ask for a later interval.",
+            )
+        hours = await self._database.write(lambda c: store.mark_dirty(c, tenant_id, interval))
+        await self.catch_up()
+        return hours
 
     async def step(self) -> int:
         """Compute some dirty hours; answers how many."""

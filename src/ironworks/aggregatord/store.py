@@ -15,6 +15,8 @@ from sqlalchemy import (
     bindparam,
     delete,
     func,
+    literal,
+    literal_column,
     select,
 )
 
@@ -25,7 +27,6 @@ from ironworks.aggregatord.tables import (
     DIRTY_HOURS,
     EPOCHS,
     HOSTS,
-    QUARANTINE,
     VMS,
     WINDOWS,
 )
@@ -40,7 +41,6 @@ from ironworks.aggregatord.types import (
     VmEpoch,
     Window,
 )
-from ironworks.gen.ironworks.aggregatord.v1.batch_pb import QuarantineState
 from ironworks.storage.upsert import upsert
 
 _VARIABLES_AT_ONCE = 500
@@ -97,19 +97,6 @@ class DirtyHour:
     hour_ns: int
     tenant_id: str
     generation: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EpochCounts:
-    """Windows of one epoch in an interval, added up."""
-
-    key: VmEpoch
-    attached_seq: int
-    first_seq: int
-    last_seq: int
-    samples: int
-    partial: int
-    end_at_ns: int
 
 
 def get_batch(connection: Connection, batch_id: str) -> LedgerBatch | None:
@@ -325,6 +312,37 @@ def _mark_dirty(connection: Connection, changed: Iterable[Summary]) -> None:
     )
 
 
+def mark_dirty(connection: Connection, tenant_id: str, interval: Interval) -> int:
+    """All hours of an interval that have windows are to be computed anew; answers how many.
+
+    Args:
+        connection: Of the transaction.
+        tenant_id: Of this tenant only; empty: of all.
+        interval: Whole hours.
+    """
+    # No parameter: PostgreSQL would not know the expression again where it groups by it.
+    hour_ns = WINDOWS.c.start_at_ns - WINDOWS.c.start_at_ns % literal_column(str(HOUR_NS))
+    names = ["vm_id", "boot_epoch", "hour_ns", "tenant_id", "generation"]
+    generation = next_number(connection, GENERATION)
+    chosen = select(
+        WINDOWS.c.vm_id,
+        WINDOWS.c.boot_epoch,
+        hour_ns.label("hour_ns"),
+        func.min(WINDOWS.c.tenant_id),
+        literal(generation),
+    ).where(WINDOWS.c.start_at_ns >= interval.from_ns, WINDOWS.c.start_at_ns < interval.to_ns)
+    if tenant_id:
+        chosen = chosen.where(WINDOWS.c.tenant_id == tenant_id)
+    grouped = chosen.group_by(WINDOWS.c.vm_id, WINDOWS.c.boot_epoch, hour_ns)
+    return connection.execute(
+        upsert(connection, DIRTY_HOURS)
+        .from_select(names, grouped)
+        .on_conflict_do_update(
+            index_elements=["vm_id", "boot_epoch", "hour_ns"], set_={"generation": generation}
+        )
+    ).rowcount
+
+
 def next_number(connection: Connection, name: str) -> int:
     """The next number of a counter, from 1; it survives restarts and never goes back."""
     statement = upsert(connection, COUNTERS).values(name=name, value=1)
@@ -394,7 +412,8 @@ def forget_epochs(connection: Connection, before_ns: int) -> int:
     return connection.execute(delete(EPOCHS).where(EPOCHS.c.end_at_ns < before_ns)).rowcount
 
 
-def _selected(table: Table, chosen: UsageFilter, interval: Interval) -> ColumnElement[bool]:
+def selected(table: Table, chosen: UsageFilter, interval: Interval) -> ColumnElement[bool]:
+    """Rows of windows that begin in an interval."""
     conditions = [
         table.c.tenant_id == chosen.tenant_id,
         table.c.start_at_ns >= interval.from_ns,
@@ -405,64 +424,3 @@ def _selected(table: Table, chosen: UsageFilter, interval: Interval) -> ColumnEl
     if chosen.deployment_id:
         conditions.append(table.c.deployment_id == chosen.deployment_id)
     return and_(*conditions)
-
-
-def _counts(connection: Connection, table: Table, where: ColumnElement[bool]) -> list[EpochCounts]:
-    ledger = table is WINDOWS
-    rows = connection.execute(
-        select(
-            table.c.vm_id,
-            table.c.boot_epoch,
-            func.min(table.c.attached_seq).label("attached_seq"),
-            func.min(table.c.first_seq).label("first_seq"),
-            func.max(table.c.last_seq).label("last_seq"),
-            func.sum(table.c.sample_count).label("samples"),
-            func.sum(WINDOWS.c.partial_count if ledger else 0).label("partial"),
-            func.max(WINDOWS.c.end_at_ns if ledger else 0).label("end_at_ns"),
-        )
-        .where(where)
-        .group_by(table.c.vm_id, table.c.boot_epoch)
-    )
-    return [
-        EpochCounts(
-            key=VmEpoch(row.vm_id, row.boot_epoch),
-            attached_seq=row.attached_seq,
-            first_seq=row.first_seq,
-            last_seq=row.last_seq,
-            samples=row.samples,
-            partial=row.partial,
-            end_at_ns=row.end_at_ns,
-        )
-        for row in rows
-    ]
-
-
-def accepted_counts(
-    connection: Connection, chosen: UsageFilter, interval: Interval
-) -> list[EpochCounts]:
-    """Windows of the ledger in an interval, by epoch."""
-    return _counts(connection, WINDOWS, _selected(WINDOWS, chosen, interval))
-
-
-def quarantined_counts(
-    connection: Connection, chosen: UsageFilter, interval: Interval
-) -> list[EpochCounts]:
-    """Windows in quarantine in an interval, by epoch."""
-    where = and_(
-        _selected(QUARANTINE, chosen, interval),
-        QUARANTINE.c.state == int(QuarantineState.OPEN),
-        # A conflicting copy of a window that was accepted lacks nowhere.
-        ~select(WINDOWS.c.window_id).where(WINDOWS.c.window_id == QUARANTINE.c.window_id).exists(),
-    )
-    return _counts(connection, QUARANTINE, where)
-
-
-def last_seq_before(connection: Connection, key: VmEpoch, first_seq: int) -> int | None:
-    """Last sequence number of the epoch's windows before one; None if there is none."""
-    return connection.execute(
-        select(func.max(WINDOWS.c.last_seq)).where(
-            WINDOWS.c.vm_id == key.vm_id,
-            WINDOWS.c.boot_epoch == key.boot_epoch,
-            WINDOWS.c.first_seq < first_seq,
-        )
-    ).scalar_one()

@@ -323,31 +323,28 @@ class Warehouse:
         """Drop a day of a table."""
         await self._engine.execute(drop_partition(table, day, self._settings.clickhouse_cluster))
 
-    async def gaps(
-        self, chosen: UsageFilter, interval: Interval, limit: int, after: tuple[str, int, int]
-    ) -> list[StoredGap]:
-        """Gaps in an interval, by VM, epoch and number, after the given ones."""
+    async def declared(
+        self, chosen: UsageFilter, interval: Interval, from_vm: str, limit: int
+    ) -> list[tuple[StoredGap, str]]:
+        """What windows of an interval say is missing, with the window's id, in order."""
         where, parameters = _selected(chosen, interval, "window_at_ns")
         rows = await self._engine.rows(
-            "SELECT vm_id, boot_epoch, first_seq, last_seq, reason, start_at_ns, end_at_ns"  # noqa: S608
-            f" FROM gaps FINAL WHERE {where} AND (vm_id, boot_epoch, first_seq) >"
-            " ({after_vm:String}, {after_epoch:Int64}, {after_seq:Int64})"
+            "SELECT vm_id, boot_epoch, first_seq, last_seq, reason, start_at_ns, end_at_ns,"  # noqa: S608
+            f" window_id FROM gaps FINAL WHERE {where} AND vm_id >= {{from_vm:String}}"
             f" ORDER BY vm_id, boot_epoch, first_seq LIMIT {limit}",
-            {
-                **parameters,
-                "after_vm": after[0],
-                "after_epoch": after[1],
-                "after_seq": after[2],
-            },
+            {**parameters, "from_vm": from_vm},
         )
         return [
-            StoredGap(
-                key=VmEpoch(row[0], row[1]),
-                first_seq=row[2],
-                last_seq=row[3],
-                reason=row[4],
-                start_at_ns=row[5],
-                end_at_ns=row[6],
+            (
+                StoredGap(
+                    key=VmEpoch(row[0], row[1]),
+                    first_seq=row[2],
+                    last_seq=row[3],
+                    reason=row[4],
+                    start_at_ns=row[5],
+                    end_at_ns=row[6],
+                ),
+                row[7],
             )
             for row in rows
         ]

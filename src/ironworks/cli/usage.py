@@ -17,10 +17,18 @@ from ironworks.cli.tenant import tenant_id_of
 from ironworks.cli.times import interval
 from ironworks.gen.ironworks.aggregatord.v1 import usage_pb
 from ironworks.model.errors import InvalidRequest
+from ironworks.model.units import NS_PER_DAY, NS_PER_HOUR, NS_PER_SECOND
 from ironworks.runtime.clock import SystemClock
 from ironworks.sdk import AsyncIronworks
 
 StepName = Literal["whole", "minute", "five-minutes", "hour", "day"]
+_STEPS_NS = {
+    "whole": 1,
+    "minute": 60 * NS_PER_SECOND,
+    "five-minutes": 300 * NS_PER_SECOND,
+    "hour": NS_PER_HOUR,
+    "day": NS_PER_DAY,
+}
 _FORMATS = {".csv": usage_pb.ExportFormat.CSV, ".parquet": usage_pb.ExportFormat.PARQUET}
 
 
@@ -46,6 +54,11 @@ class _Asked:
     meters: tuple[usage_pb.Meter, ...]
 
 
+def _whole(asked: tuple[int, int], step_ns: int) -> tuple[int, int]:
+    """The interval of whole steps in which an interval lies."""
+    return asked[0] // step_ns * step_ns, -(-asked[1] // step_ns) * step_ns
+
+
 def _meters(names: Iterable[str]) -> tuple[usage_pb.Meter, ...]:
     try:
         return tuple(usage_pb.Meter[name.upper().replace("-", "_")] for name in names)
@@ -69,6 +82,7 @@ async def command(  # noqa: PLR0913 - the options of the command
     gaps: bool = False,
     live: bool = False,
     export: Path | None = None,
+    recompute: bool = False,
     options: Options = DEFAULTS,
 ) -> None:
     """What was used, and how complete that knowledge is.
@@ -77,7 +91,8 @@ async def command(  # noqa: PLR0913 - the options of the command
         begin: First instant: 2026-11-23, 2026-11-23T11:30:00Z, 90m, 24h, 7d; default: the first of
             this month. Times are UTC.
         end: First instant that is not counted; default: now.
-        step: In pieces of this length; default: in one piece.
+        step: In pieces of this length, whole UTC ones, so that the first may begin before --from
+            and the last end after --to; default: in one piece.
         by_vm: A row for each VM.
         vm: Only this VM; may be given more than once.
         deployment: Only VMs of this deployment, `dep_…`.
@@ -86,8 +101,11 @@ async def command(  # noqa: PLR0913 - the options of the command
         gaps: Samples that are missing, and why, instead of what was used.
         live: What is used now, as it comes in, until Ctrl-C; times and steps are left out.
         export: Write the rows to this file, .csv or .parquet.
+        recompute: For operators: compute hours and days of these days anew from what is kept;
+            without --tenant, of all tenants.
     """
-    from_ns, to_ns = interval(begin, end, SystemClock().now_ns())
+    piece = "day" if recompute else step
+    from_ns, to_ns = _whole(interval(begin, end, SystemClock().now_ns()), _STEPS_NS[piece])
     name = "UNSPECIFIED" if step == "whole" else step.upper().replace("-", "_")
     async with options.client() as client:
         whose = _Whose(
@@ -100,7 +118,9 @@ async def command(  # noqa: PLR0913 - the options of the command
             by_vm=by_vm,
             meters=_meters(meter),
         )
-        if gaps:
+        if recompute:
+            await _recompute(client, asked, options)
+        elif gaps:
             await _gaps(client, asked, options)
         elif live:
             await _live(client, asked, options)
@@ -108,6 +128,15 @@ async def command(  # noqa: PLR0913 - the options of the command
             await _export(client, asked, export, options)
         else:
             await _show(client, asked, options)
+
+
+async def _recompute(client: AsyncIronworks, asked: _Asked, options: Options) -> None:
+    answer = await client.usage.recompute(tenant_id=asked.whose["tenant_id"], **asked.when)
+    out = options.output()
+    if options.json:
+        out.line(answer)
+    else:
+        out.say(f"{answer.hours} hours of VMs were computed anew.")
 
 
 async def _show(client: AsyncIronworks, asked: _Asked, options: Options) -> None:

@@ -108,6 +108,19 @@ class Usage(Resource):
             UsageServiceClient, UsageServiceClient.list_adjustments, request
         )
 
+    async def recompute(
+        self, *, from_ns: int, to_ns: int, tenant_id: str = "", idempotency_key: str = ""
+    ) -> usage_pb.RecomputeUsageResponse:
+        """Compute hours and days of whole UTC days anew from what is kept; for operators."""
+        request = usage_pb.RecomputeUsageRequest(
+            tenant_id=tenant_id,
+            interval=usage_pb.Interval(from_ns=from_ns, to_ns=to_ns),
+            idempotency_key=idempotency_key,
+        )
+        return await self._connection.call(
+            UsageServiceClient, UsageServiceClient.recompute_usage, request
+        )
+
     async def watch(
         self,
         *,

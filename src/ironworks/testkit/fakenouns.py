@@ -348,6 +348,12 @@ class _Usage(_Handlers, UsageService):
         one = usage_pb.UsageGap(gap=gap, interval=usage_pb.Interval(from_ns=1, to_ns=2))
         return usage_pb.ListGapsResponse(gaps=[one])
 
+    async def recompute_usage(
+        self, request: usage_pb.RecomputeUsageRequest, ctx: Any
+    ) -> usage_pb.RecomputeUsageResponse:
+        self._api.ask("RecomputeUsage", request)
+        return usage_pb.RecomputeUsageResponse(hours=7)
+
     async def list_adjustments(
         self, request: usage_pb.ListAdjustmentsRequest, ctx: Any
     ) -> usage_pb.ListAdjustmentsResponse:

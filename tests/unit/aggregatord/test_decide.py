@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ironworks.aggregatord import decide
 from ironworks.aggregatord.app import default_plan
@@ -58,18 +61,55 @@ def test_days_are_utc() -> None:
     assert decide.day_of(3 * DAY_NS + 5) == 3 * DAY_NS
 
 
-def test_reasons_add_up_to_what_is_missing() -> None:
-    late, down, unknown, quarantined = (
-        int(GapReason.SAMPLER_LATE),
-        int(GapReason.AGENT_DOWN),
-        int(GapReason.UNEXPLAINED),
-        int(GapReason.QUARANTINED),
-    )
-    assert decide.explain_missing(5, 0, {late: 2, down: 3}) == {late: 2, down: 3}
-    assert decide.explain_missing(6, 0, {late: 2}) == {late: 2, unknown: 4}
-    assert decide.explain_missing(7, 4, {late: 2}) == {late: 2, quarantined: 4, unknown: 1}
-    assert decide.explain_missing(1, 0, {late: 1, unknown: 3}) == {late: 1}
-    assert decide.explain_missing(0, 0, {late: 2}) == {}
+def test_every_missing_sample_has_one_reason() -> None:
+    late, down, unknown = GapReason.SAMPLER_LATE, GapReason.AGENT_DOWN, GapReason.UNEXPLAINED
+    quarantined = GapReason.QUARANTINED
+    holes = [(0, 9), (20, 24), (30, 30)]
+    first = [decide.Missing(3, 21, quarantined)]
+    second = [decide.Missing(2, 4, late), decide.Missing(4, 7, down), decide.Missing(23, 23, down)]
+    assert decide.explained(holes, [first, second]) == [
+        (0, 1, unknown),
+        (2, 2, late),
+        (3, 9, quarantined),
+        (20, 21, quarantined),
+        (22, 22, unknown),
+        (23, 23, down),
+        (24, 24, unknown),
+        (30, 30, unknown),
+    ]
+
+
+def test_what_is_declared_of_samples_that_are_there_says_nothing() -> None:
+    assert decide.explained([], [[decide.Missing(0, 9, GapReason.AGENT_DOWN)]]) == []
+    assert decide.left_of([decide.Missing(0, 9, 1)], [decide.Missing(3, 4, 0)]) == [
+        (0, 2, 1),
+        (5, 9, 1),
+    ]
+
+
+SPANS = st.lists(
+    st.tuples(st.integers(0, 60), st.integers(0, 12), st.integers(1, 8)).map(
+        lambda one: decide.Missing(one[0], one[0] + one[1], one[2])
+    ),
+    max_size=8,
+)
+
+
+@given(SPANS, SPANS, SPANS)
+def test_reasons_cover_the_holes_exactly(
+    spans: list[decide.Missing], first: list[decide.Missing], second: list[decide.Missing]
+) -> None:
+    holes = [(one.first_seq, one.last_seq) for one in decide.apart(spans)]
+    missing = [seq for low, high in holes for seq in range(low, high + 1)]
+    found = decide.explained(holes, [first, second])
+    told = [(seq, one.reason) for one in found for seq in range(one[0], one[1] + 1)]
+    assert [seq for seq, _ in told] == missing
+    for seq, reason in told:
+        some = next(
+            (some for some in (first, second) if any(one[0] <= seq <= one[1] for one in some)), None
+        )
+        reasons = {one.reason for one in some or [] if one[0] <= seq <= one[1]}
+        assert reason in (reasons or {GapReason.UNEXPLAINED})
 
 
 def test_a_day_is_settled_when_its_grace_period_has_ended() -> None:
@@ -93,4 +133,12 @@ def test_a_day_is_settled_when_its_grace_period_has_ended() -> None:
     ],
 )
 def test_of_a_hundred_rates_five_are_free(values: list[int], count: int, expected: int) -> None:
+    assert decide.percentile_95(values, count) == expected
+
+
+@given(st.lists(st.integers(0, 10**12), max_size=40), st.integers(0, 60))
+def test_the_95th_percentile_is_numpys(values: list[int], idle: int) -> None:
+    count = len(values) + idle
+    every = [*values, *[0] * idle] or [0]
+    expected = np.percentile(every, 95, method="inverted_cdf")
     assert decide.percentile_95(values, count) == expected

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from ironworks.aggregatord import store
-from ironworks.aggregatord.types import DAY_NS, Interval, UsageFilter
+from ironworks.aggregatord.types import DAY_NS, HOUR_NS, Interval, UsageFilter
 from ironworks.gen.ironworks.aggregatord.v1.usage_pb import Meter
-from ironworks.model.errors import Unavailable
+from ironworks.model.errors import FailedPrecondition, InvalidRequest, Unavailable
 from ironworks.testkit.aggregator import Aggregator, aggregator
-from ironworks.testkit.metering import EPOCH_AT_NS, window
+from ironworks.testkit.metering import EPOCH_AT_NS, TICK_NS, window
 
 MINE = UsageFilter(tenant_id="tnt_a")
 START_NS = EPOCH_AT_NS // DAY_NS * DAY_NS
@@ -80,3 +80,45 @@ async def test_a_window_that_arrives_meanwhile_is_not_forgotten(
     assert len(left) == 1
     await made.rollup.catch_up()
     assert await cpu(made, "daily_usage") == 9 * 50_000_000
+
+
+async def rolled(made: Aggregator) -> list[object]:
+    """All rollups, without their versions."""
+    return [
+        await made.engine.rows(f"SELECT * EXCEPT version FROM {table} FINAL ORDER BY ALL")  # noqa: S608
+        for table in ("five_minute_rates", "hourly_usage", "daily_usage", "billing_records")
+    ]
+
+
+async def test_rollups_computed_anew_are_the_same_whatever_was_there(made: Aggregator) -> None:
+    await made.clock.advance(2 * 3600)
+    later = HOUR_NS // TICK_NS
+    other = window(range(5), vm_id="vm_2", tenant_id="tnt_b")
+    await made.submit([window(range(10)), window([later, later + 9]), other])
+    await made.rollup.catch_up()
+    before = await rolled(made)
+    assert await made.rollup.recompute("", DAY) == 3
+    assert await rolled(made) == before
+    for table in ("five_minute_rates", "hourly_usage", "daily_usage", "billing_records"):
+        await made.engine.execute(f"TRUNCATE TABLE {table}")
+    assert await made.rollup.recompute("tnt_a", DAY) == 2
+    assert await made.rollup.recompute("tnt_b", DAY) == 1
+    assert await rolled(made) == before
+
+
+async def test_a_settled_day_that_is_computed_anew_has_no_adjustment(made: Aggregator) -> None:
+    await made.submit([window(range(10))])
+    await made.rollup.catch_up()
+    await made.clock.advance(4 * 86_400)
+    await made.rollup.recompute("", DAY)
+    assert await made.usage.adjustments(MINE, DAY, 10, (-1, "", 0, 0)) == []
+
+
+async def test_what_cannot_be_computed_whole_is_not_computed(made: Aggregator) -> None:
+    with pytest.raises(InvalidRequest):
+        await made.rollup.recompute("", Interval(from_ns=DAY.from_ns, to_ns=DAY.to_ns - 1))
+    with pytest.raises(InvalidRequest):
+        await made.rollup.recompute("", Interval(from_ns=DAY.to_ns, to_ns=DAY.from_ns))
+    await made.clock.advance(90 * 86_400)
+    with pytest.raises(FailedPrecondition, match="shrink"):
+        await made.rollup.recompute("", DAY)

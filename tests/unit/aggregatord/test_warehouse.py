@@ -116,5 +116,5 @@ async def test_names_that_look_like_statements_are_only_names(made: Aggregator) 
     day = Interval(from_ns=0, to_ns=DAY_NS)
     assert await made.warehouse.gap_counts(chosen, day) == {}
     assert await made.warehouse.usage_of_windows(chosen, day, by_vm=True, step_ns=0) == []
-    assert await made.warehouse.gaps(chosen, day, 10, (evil, 0, 0)) == []
+    assert await made.warehouse.declared(chosen, day, evil, 10) == []
     assert await made.count("raw_samples") == 0

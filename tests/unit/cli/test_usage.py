@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ironworks.cli.usage import completeness_sentence
 from ironworks.gen.ironworks.aggregatord.v1 import usage_pb
-from ironworks.model.units import NS_PER_DAY
+from ironworks.model.units import NS_PER_DAY, NS_PER_HOUR
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +23,9 @@ async def test_what_was_used_and_what_is_missing(iron: Iron) -> None:
     assert isinstance(request, usage_pb.GetUsageRequest)
     assert request.step is usage_pb.Step.HOUR
     assert request.interval is not None
-    assert request.interval.to_ns - request.interval.from_ns == NS_PER_DAY
+    # Whole hours, whenever "now" is.
+    assert request.interval.from_ns % NS_PER_HOUR == request.interval.to_ns % NS_PER_HOUR == 0
+    assert 0 <= request.interval.to_ns - request.interval.from_ns - NS_PER_DAY <= NS_PER_HOUR
     assert request.filter is not None
     assert request.filter.vm_ids == ["vm_a", "vm_b"]
 
@@ -82,3 +84,14 @@ async def test_a_meter_that_is_none(iron: Iron) -> None:
 def test_quarantine_is_told() -> None:
     some = usage_pb.Completeness(expected=9, received=4, missing=5, quarantined=3)
     assert completeness_sentence(some) == ("Samples: 4 of 9 received, 5 missing (3 in quarantine).")
+
+
+async def test_operators_have_days_computed_anew(iron: Iron) -> None:
+    iron.as_operator()
+    done = await iron("usage", "--recompute", "--from", "30h")
+    assert done.err == "7 hours of VMs were computed anew.\n"
+    request = iron.api.asked["RecomputeUsage"][-1]
+    assert isinstance(request, usage_pb.RecomputeUsageRequest)
+    assert request.interval is not None
+    assert request.interval.from_ns % NS_PER_DAY == request.interval.to_ns % NS_PER_DAY == 0
+    assert request.tenant_id == ""

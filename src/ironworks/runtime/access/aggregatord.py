@@ -25,6 +25,7 @@ ACCESS: Mapping[str, Access] = {
     f"{_USAGE}/StreamUsage": Access(services=_GATEWAY, roles=_VIEWERS),
     f"{_USAGE}/ExportUsage": Access(services=_GATEWAY, roles=BILLING),
     f"{_USAGE}/ListAdjustments": Access(services=_GATEWAY, roles=BILLING),
+    f"{_USAGE}/RecomputeUsage": Access(roles=OPERATORS),
     f"{_PRICES}/CreatePricePlan": Access(roles=OPERATORS),
     f"{_PRICES}/GetPricePlan": Access(services=_GATEWAY, roles=BILLING),
     f"{_PRICES}/ListPricePlans": Access(services=_GATEWAY, roles=BILLING),

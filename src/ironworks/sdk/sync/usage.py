@@ -115,6 +115,16 @@ class Usage:
             )
         )
 
+    def recompute(
+        self, *, from_ns: int, to_ns: int, tenant_id: str = "", idempotency_key: str = ""
+    ) -> usage_pb.RecomputeUsageResponse:
+        """Compute hours and days of whole UTC days anew from what is kept; for operators."""
+        return self._portal.run(
+            self._inner.recompute(
+                from_ns=from_ns, to_ns=to_ns, tenant_id=tenant_id, idempotency_key=idempotency_key
+            )
+        )
+
     def watch(
         self,
         *,

@@ -19,7 +19,7 @@ from connectrpc.server import ConnectASGIApplication, ConnectWSGIApplication, DE
 from protobuf import DescService
 
 from . import usage_pb
-from .usage_pb import ExportUsageRequest, ExportUsageResponse, GetCompletenessRequest, GetCompletenessResponse, GetUsageRequest, GetUsageResponse, ListAdjustmentsRequest, ListAdjustmentsResponse, ListGapsRequest, ListGapsResponse, StreamUsageRequest, StreamUsageResponse
+from .usage_pb import ExportUsageRequest, ExportUsageResponse, GetCompletenessRequest, GetCompletenessResponse, GetUsageRequest, GetUsageResponse, ListAdjustmentsRequest, ListAdjustmentsResponse, ListGapsRequest, ListGapsResponse, RecomputeUsageRequest, RecomputeUsageResponse, StreamUsageRequest, StreamUsageResponse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
@@ -59,7 +59,9 @@ class UsageService(Protocol):
 
     async def list_gaps(self, request: ListGapsRequest, ctx: RequestContext[ListGapsRequest, ListGapsResponse], /) -> ListGapsResponse:
         """
-        ListGaps lists missing intervals with their reasons, by VM and time.
+        ListGaps lists missing intervals with their reasons, by VM and time, computed from the sequence
+        numbers that are there: also what no host has declared. They add up to what GetCompleteness
+        counts as missing. What came late is not in it any more.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -84,6 +86,17 @@ class UsageService(Protocol):
         """
         ListAdjustments lists what arrived after its day was settled: late windows, and windows that
         were released from quarantine. Usage as GetUsage answers it has them in it already.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    async def recompute_usage(self, request: RecomputeUsageRequest, ctx: RequestContext[RecomputeUsageRequest, RecomputeUsageResponse], /) -> RecomputeUsageResponse:
+        """
+        RecomputeUsage computes hours, five-minute rates, days and billing records of whole UTC days anew
+        from the windows that are kept, and answers when that is done. What comes out replaces what was
+        there and is the same, unless that was wrong. For operators; it may be repeated at any time.
+
+        Errors: INVALID_ARGUMENT for an interval that is not of whole days; FAILED_PRECONDITION where the
+        windows of its first day are not kept any more.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -171,6 +184,17 @@ class UsageServiceASGIApplication(ConnectASGIApplication[UsageService]):
                     ),
                     function=svc.list_adjustments,
                 ),
+                "/ironworks.aggregatord.v1.UsageService/RecomputeUsage": Endpoint.unary(
+                    method=MethodInfo(
+                        name="RecomputeUsage",
+                        service_name="ironworks.aggregatord.v1.UsageService",
+                        input=RecomputeUsageRequest,
+                        output=RecomputeUsageResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=svc.recompute_usage,
+                ),
             },
             interceptors=interceptors,
             read_max_bytes=read_max_bytes,
@@ -253,7 +277,9 @@ class UsageServiceClient(ConnectClient):
         timeout_ms: int | None = None,
     ) -> ListGapsResponse:
         """
-        ListGaps lists missing intervals with their reasons, by VM and time.
+        ListGaps lists missing intervals with their reasons, by VM and time, computed from the sequence
+        numbers that are there: also what no host has declared. They add up to what GetCompleteness
+        counts as missing. What came late is not in it any more.
         """
         return await self.execute_unary(
             request=request,
@@ -343,6 +369,34 @@ class UsageServiceClient(ConnectClient):
             headers=headers,
             timeout_ms=timeout_ms,
         )
+    async def recompute_usage(
+        self,
+        request: RecomputeUsageRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> RecomputeUsageResponse:
+        """
+        RecomputeUsage computes hours, five-minute rates, days and billing records of whole UTC days anew
+        from the windows that are kept, and answers when that is done. What comes out replaces what was
+        there and is the same, unless that was wrong. For operators; it may be repeated at any time.
+
+        Errors: INVALID_ARGUMENT for an interval that is not of whole days; FAILED_PRECONDITION where the
+        windows of its first day are not kept any more.
+        """
+        return await self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="RecomputeUsage",
+                service_name="ironworks.aggregatord.v1.UsageService",
+                input=RecomputeUsageRequest,
+                output=RecomputeUsageResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
 
 class UsageServiceSync(Protocol):
     """
@@ -373,7 +427,9 @@ class UsageServiceSync(Protocol):
 
     def list_gaps(self, request: ListGapsRequest, ctx: RequestContext[ListGapsRequest, ListGapsResponse], /) -> ListGapsResponse:
         """
-        ListGaps lists missing intervals with their reasons, by VM and time.
+        ListGaps lists missing intervals with their reasons, by VM and time, computed from the sequence
+        numbers that are there: also what no host has declared. They add up to what GetCompleteness
+        counts as missing. What came late is not in it any more.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -398,6 +454,17 @@ class UsageServiceSync(Protocol):
         """
         ListAdjustments lists what arrived after its day was settled: late windows, and windows that
         were released from quarantine. Usage as GetUsage answers it has them in it already.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    def recompute_usage(self, request: RecomputeUsageRequest, ctx: RequestContext[RecomputeUsageRequest, RecomputeUsageResponse], /) -> RecomputeUsageResponse:
+        """
+        RecomputeUsage computes hours, five-minute rates, days and billing records of whole UTC days anew
+        from the windows that are kept, and answers when that is done. What comes out replaces what was
+        there and is the same, unless that was wrong. For operators; it may be repeated at any time.
+
+        Errors: INVALID_ARGUMENT for an interval that is not of whole days; FAILED_PRECONDITION where the
+        windows of its first day are not kept any more.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -483,6 +550,17 @@ class UsageServiceWSGIApplication(ConnectWSGIApplication):
                     ),
                     function=service.list_adjustments,
                 ),
+                "/ironworks.aggregatord.v1.UsageService/RecomputeUsage": EndpointSync.unary(
+                    method=MethodInfo(
+                        name="RecomputeUsage",
+                        service_name="ironworks.aggregatord.v1.UsageService",
+                        input=RecomputeUsageRequest,
+                        output=RecomputeUsageResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=service.recompute_usage,
+                ),
             },
             interceptors=interceptors,
             read_max_bytes=read_max_bytes,
@@ -565,7 +643,9 @@ class UsageServiceClientSync(ConnectClientSync):
         timeout_ms: int | None = None,
     ) -> ListGapsResponse:
         """
-        ListGaps lists missing intervals with their reasons, by VM and time.
+        ListGaps lists missing intervals with their reasons, by VM and time, computed from the sequence
+        numbers that are there: also what no host has declared. They add up to what GetCompleteness
+        counts as missing. What came late is not in it any more.
         """
         return self.execute_unary(
             request=request,
@@ -649,6 +729,34 @@ class UsageServiceClientSync(ConnectClientSync):
                 service_name="ironworks.aggregatord.v1.UsageService",
                 input=ListAdjustmentsRequest,
                 output=ListAdjustmentsResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    def recompute_usage(
+        self,
+        request: RecomputeUsageRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> RecomputeUsageResponse:
+        """
+        RecomputeUsage computes hours, five-minute rates, days and billing records of whole UTC days anew
+        from the windows that are kept, and answers when that is done. What comes out replaces what was
+        there and is the same, unless that was wrong. For operators; it may be repeated at any time.
+
+        Errors: INVALID_ARGUMENT for an interval that is not of whole days; FAILED_PRECONDITION where the
+        windows of its first day are not kept any more.
+        """
+        return self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="RecomputeUsage",
+                service_name="ironworks.aggregatord.v1.UsageService",
+                input=RecomputeUsageRequest,
+                output=RecomputeUsageResponse,
                 idempotency_level=IdempotencyLevel.UNKNOWN,
                 stream_type=StreamType.UNARY,
             ),

@@ -423,7 +423,10 @@ class VmCompleteness(Message[_VmCompletenessFields]):
             repeated ironworks.aggregatord.v1.GapCount gaps = 3;
             ```
         watermark_ns:
-            Up to where samples of the VM are complete or explained, UTC nanoseconds.
+            Up to where samples of the VM are complete or explained, UTC nanoseconds: the end of its newest
+            window in the interval, or, where samples may still come or be released before that (unexplained
+            or in quarantine, of days whose grace period is not over), the last sample before the first of
+            them.
 
             ```proto
             int64 watermark_ns = 4;
@@ -1009,6 +1012,86 @@ class ListAdjustmentsResponse(Message[_ListAdjustmentsResponseFields]):
         adjustments: list[Adjustment]
         page: PageInfo | None
 
+_RecomputeUsageRequestFields: TypeAlias = Literal["tenant_id", "interval", "idempotency_key"]
+
+class RecomputeUsageRequest(Message[_RecomputeUsageRequestFields]):
+    """
+    RecomputeUsageRequest asks for rollups to be computed anew.
+
+    ```proto
+    message ironworks.aggregatord.v1.RecomputeUsageRequest
+    ```
+
+    Attributes:
+        tenant_id:
+            Whose; empty: everybody's.
+
+            ```proto
+            string tenant_id = 1;
+            ```
+        interval:
+            Whole UTC days.
+
+            ```proto
+            optional ironworks.aggregatord.v1.Interval interval = 2;
+            ```
+        idempotency_key:
+            Makes the call repeatable; at most 64 characters.
+
+            ```proto
+            string idempotency_key = 3;
+            ```
+    """
+
+    __slots__ = ("tenant_id", "interval", "idempotency_key")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            tenant_id: str = "",
+            interval: Interval | None = None,
+            idempotency_key: str = "",
+        ) -> None:
+            pass
+
+        tenant_id: str
+        interval: Interval | None
+        idempotency_key: str
+
+_RecomputeUsageResponseFields: TypeAlias = Literal["hours"]
+
+class RecomputeUsageResponse(Message[_RecomputeUsageResponseFields]):
+    """
+    RecomputeUsageResponse says what was done.
+
+    ```proto
+    message ironworks.aggregatord.v1.RecomputeUsageResponse
+    ```
+
+    Attributes:
+        hours:
+            Hours of VMs that were computed.
+
+            ```proto
+            int64 hours = 1;
+            ```
+    """
+
+    __slots__ = ("hours",)
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            hours: int = 0,
+        ) -> None:
+            pass
+
+        hours: int
+
 class Meter(Enum):
     """
     Meter is something that is counted and may be priced. Every meter has one canonical unit in which
@@ -1249,7 +1332,7 @@ class ExportFormat(Enum):
 
 
 _DESC = file_desc(
-    b'\n$ironworks/aggregatord/v1/usage.proto\x12\x18ironworks.aggregatord.v1\x1a#ironworks/billaged/v1/samples.proto\x1a ironworks/common/v1/common.proto"8\n\x08Interval\x12\x17\n\x07from_ns\x18\x01 \x01(\x03R\x06fromNs\x12\x13\n\x05to_ns\x18\x02 \x01(\x03R\x04toNs"\x9f\x01\n\x0bUsageFilter\x12\x1b\n\ttenant_id\x18\x01 \x01(\tR\x08tenantId\x12\x15\n\x06vm_ids\x18\x02 \x03(\tR\x05vmIds\x12#\n\rdeployment_id\x18\x03 \x01(\tR\x0cdeploymentId\x127\n\x06meters\x18\x04 \x03(\x0e2\x1f.ironworks.aggregatord.v1.MeterR\x06meters"\xd9\x01\n\x0fGetUsageRequest\x12=\n\x06filter\x18\x01 \x01(\x0b2%.ironworks.aggregatord.v1.UsageFilterR\x06filter\x12>\n\x08interval\x18\x02 \x01(\x0b2".ironworks.aggregatord.v1.IntervalR\x08interval\x122\n\x04step\x18\x03 \x01(\x0e2\x1e.ironworks.aggregatord.v1.StepR\x04step\x12\x13\n\x05by_vm\x18\x04 \x01(\x08R\x04byVm"\x96\x01\n\x10GetUsageResponse\x126\n\x04rows\x18\x01 \x03(\x0b2".ironworks.aggregatord.v1.UsageRowR\x04rows\x12J\n\x0ccompleteness\x18\x02 \x01(\x0b2&.ironworks.aggregatord.v1.CompletenessR\x0ccompleteness"\x83\x02\n\x08UsageRow\x12>\n\x08interval\x18\x01 \x01(\x0b2".ironworks.aggregatord.v1.IntervalR\x08interval\x12\x1b\n\ttenant_id\x18\x02 \x01(\tR\x08tenantId\x12\x13\n\x05vm_id\x18\x03 \x01(\tR\x04vmId\x125\n\x05meter\x18\x04 \x01(\x0e2\x1f.ironworks.aggregatord.v1.MeterR\x05meter\x12\x1a\n\x08quantity\x18\x05 \x01(\tR\x08quantity\x122\n\x04unit\x18\x06 \x01(\x0e2\x1e.ironworks.aggregatord.v1.UnitR\x04unit"\x9c\x01\n\x0cCompleteness\x12\x1a\n\x08expected\x18\x01 \x01(\x03R\x08expected\x12\x1a\n\x08received\x18\x02 \x01(\x03R\x08received\x12\x18\n\x07missing\x18\x03 \x01(\x03R\x07missing\x12 \n\x0bquarantined\x18\x04 \x01(\x03R\x0bquarantined\x12\x18\n\x07partial\x18\x05 \x01(\x03R\x07partial"\x97\x01\n\x16GetCompletenessRequest\x12=\n\x06filter\x18\x01 \x01(\x0b2%.ironworks.aggregatord.v1.UsageFilterR\x06filter\x12>\n\x08interval\x18\x02 \x01(\x0b2".ironworks.aggregatord.v1.IntervalR\x08interval"\xcc\x01\n\x0eVmCompleteness\x12\x13\n\x05vm_id\x18\x01 \x01(\tR\x04vmId\x12J\n\x0ccompleteness\x18\x02 \x01(\x0b2&.ironworks.aggregatord.v1.CompletenessR\x0ccompleteness\x126\n\x04gaps\x18\x03 \x03(\x0b2".ironworks.aggregatord.v1.GapCountR\x04gaps\x12!\n\x0cwatermark_ns\x18\x04 \x01(\x03R\x0bwatermarkNs"^\n\x08GapCount\x128\n\x06reason\x18\x01 \x01(\x0e2 .ironworks.billaged.v1.GapReasonR\x06reason\x12\x18\n\x07samples\x18\x02 \x01(\x03R\x07samples"\xcb\x01\n\x17GetCompletenessResponse\x12<\n\x05total\x18\x01 \x01(\x0b2&.ironworks.aggregatord.v1.CompletenessR\x05total\x126\n\x04gaps\x18\x02 \x03(\x0b2".ironworks.aggregatord.v1.GapCountR\x04gaps\x12:\n\x03vms\x18\x03 \x03(\x0b2(.ironworks.aggregatord.v1.VmCompletenessR\x03vms"\xc6\x01\n\x0fListGapsRequest\x12=\n\x06filter\x18\x01 \x01(\x0b2%.ironworks.aggregatord.v1.UsageFilterR\x06filter\x12>\n\x08interval\x18\x02 \x01(\x0b2".ironworks.aggregatord.v1.IntervalR\x08interval\x124\n\x04page\x18\x03 \x01(\x0b2 .ironworks.common.v1.PageRequestR\x04page"x\n\x08UsageGap\x12,\n\x03gap\x18\x01 \x01(\x0b2\x1a.ironworks.billaged.v1.GapR\x03gap\x12>\n\x08interval\x18\x02 \x01(\x0b2".ironworks.aggregatord.v1.IntervalR\x08interval"}\n\x10ListGapsResponse\x126\n\x04gaps\x18\x01 \x03(\x0b2".ironworks.aggregatord.v1.UsageGapR\x04gaps\x121\n\x04page\x18\x02 \x01(\x0b2\x1d.ironworks.common.v1.PageInfoR\x04page"S\n\x12StreamUsageRequest\x12=\n\x06filter\x18\x01 \x01(\x0b2%.ironworks.aggregatord.v1.UsageFilterR\x06filter"M\n\x13StreamUsageResponse\x126\n\x04rows\x18\x01 \x03(\x0b2".ironworks.aggregatord.v1.UsageRowR\x04rows"\x9c\x02\n\x12ExportUsageRequest\x12=\n\x06filter\x18\x01 \x01(\x0b2%.ironworks.aggregatord.v1.UsageFilterR\x06filter\x12>\n\x08interval\x18\x02 \x01(\x0b2".ironworks.aggregatord.v1.IntervalR\x08interval\x122\n\x04step\x18\x03 \x01(\x0e2\x1e.ironworks.aggregatord.v1.StepR\x04step\x12\x13\n\x05by_vm\x18\x04 \x01(\x08R\x04byVm\x12>\n\x06format\x18\x05 \x01(\x0e2&.ironworks.aggregatord.v1.ExportFormatR\x06format"+\n\x13ExportUsageResponse\x12\x14\n\x05chunk\x18\x01 \x01(\x0cR\x05chunk"\xcd\x01\n\x16ListAdjustmentsRequest\x12=\n\x06filter\x18\x01 \x01(\x0b2%.ironworks.aggregatord.v1.UsageFilterR\x06filter\x12>\n\x08interval\x18\x02 \x01(\x0b2".ironworks.aggregatord.v1.IntervalR\x08interval\x124\n\x04page\x18\x03 \x01(\x0b2 .ironworks.common.v1.PageRequestR\x04page"\xf9\x02\n\nAdjustment\x12>\n\x08interval\x18\x01 \x01(\x0b2".ironworks.aggregatord.v1.IntervalR\x08interval\x12\x1b\n\ttenant_id\x18\x02 \x01(\tR\x08tenantId\x12\x13\n\x05vm_id\x18\x03 \x01(\tR\x04vmId\x12\x1d\n\nboot_epoch\x18\x04 \x01(\x03R\tbootEpoch\x125\n\x05meter\x18\x05 \x01(\x0e2\x1f.ironworks.aggregatord.v1.MeterR\x05meter\x12)\n\x10settled_quantity\x18\x06 \x01(\tR\x0fsettledQuantity\x12\x1e\n\nadjustment\x18\x07 \x01(\tR\nadjustment\x122\n\x04unit\x18\x08 \x01(\x0e2\x1e.ironworks.aggregatord.v1.UnitR\x04unit\x12$\n\x0eadjusted_at_ns\x18\t \x01(\x03R\x0cadjustedAtNs"\x94\x01\n\x17ListAdjustmentsResponse\x12F\n\x0badjustments\x18\x01 \x03(\x0b2$.ironworks.aggregatord.v1.AdjustmentR\x0badjustments\x121\n\x04page\x18\x02 \x01(\x0b2\x1d.ironworks.common.v1.PageInfoR\x04page*\xd3\x02\n\x05Meter\x12\x15\n\x11METER_UNSPECIFIED\x10\x00\x12\x1a\n\x16METER_VCPU_PROVISIONED\x10\x01\x12\x13\n\x0fMETER_VCPU_USED\x10\x02\x12\x1c\n\x18METER_MEMORY_PROVISIONED\x10\x03\x12\x15\n\x11METER_MEMORY_USED\x10\x04\x12\x13\n\x0fMETER_DISK_READ\x10\x05\x12\x14\n\x10METER_DISK_WRITE\x10\x06\x12\x1a\n\x16METER_DISK_PROVISIONED\x10\x07\x12\x14\n\x10METER_NETWORK_IN\x10\x08\x12\x15\n\x11METER_NETWORK_OUT\x10\t\x12\x1e\n\x1aMETER_NETWORK_OUT_INTERNET\x10\n\x12\x1e\n\x1aMETER_NETWORK_OUT_INTERNAL\x10\x0b\x12\x19\n\x15METER_NETWORK_OUT_P95\x10\x0c*x\n\x04Unit\x12\x14\n\x10UNIT_UNSPECIFIED\x10\x00\x12\x18\n\x14UNIT_VCPU_NANOSECOND\x10\x01\x12\x18\n\x14UNIT_BYTE_NANOSECOND\x10\x02\x12\r\n\tUNIT_BYTE\x10\x03\x12\x17\n\x13UNIT_BIT_PER_SECOND\x10\x04*a\n\x04Step\x12\x14\n\x10STEP_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSTEP_MINUTE\x10\x01\x12\r\n\tSTEP_HOUR\x10\x02\x12\x0c\n\x08STEP_DAY\x10\x03\x12\x15\n\x11STEP_FIVE_MINUTES\x10\x04*_\n\x0cExportFormat\x12\x1d\n\x19EXPORT_FORMAT_UNSPECIFIED\x10\x00\x12\x15\n\x11EXPORT_FORMAT_CSV\x10\x01\x12\x19\n\x15EXPORT_FORMAT_PARQUET\x10\x022\xa0\x05\n\x0cUsageService\x12a\n\x08GetUsage\x12).ironworks.aggregatord.v1.GetUsageRequest\x1a*.ironworks.aggregatord.v1.GetUsageResponse\x12v\n\x0fGetCompleteness\x120.ironworks.aggregatord.v1.GetCompletenessRequest\x1a1.ironworks.aggregatord.v1.GetCompletenessResponse\x12a\n\x08ListGaps\x12).ironworks.aggregatord.v1.ListGapsRequest\x1a*.ironworks.aggregatord.v1.ListGapsResponse\x12l\n\x0bStreamUsage\x12,.ironworks.aggregatord.v1.StreamUsageRequest\x1a-.ironworks.aggregatord.v1.StreamUsageResponse0\x01\x12l\n\x0bExportUsage\x12,.ironworks.aggregatord.v1.ExportUsageRequest\x1a-.ironworks.aggregatord.v1.ExportUsageResponse0\x01\x12v\n\x0fListAdjustments\x120.ironworks.aggregatord.v1.ListAdjustmentsRequest\x1a1.ironworks.aggregatord.v1.ListAdjustmentsResponseb\x06proto3',
+    b'\n$ironworks/aggregatord/v1/usage.proto\x12\x18ironworks.aggregatord.v1\x1a#ironworks/billaged/v1/samples.proto\x1a ironworks/common/v1/common.proto"8\n\x08Interval\x12\x17\n\x07from_ns\x18\x01 \x01(\x03R\x06fromNs\x12\x13\n\x05to_ns\x18\x02 \x01(\x03R\x04toNs"\x9f\x01\n\x0bUsageFilter\x12\x1b\n\ttenant_id\x18\x01 \x01(\tR\x08tenantId\x12\x15\n\x06vm_ids\x18\x02 \x03(\tR\x05vmIds\x12#\n\rdeployment_id\x18\x03 \x01(\tR\x0cdeploymentId\x127\n\x06meters\x18\x04 \x03(\x0e2\x1f.ironworks.aggregatord.v1.MeterR\x06meters"\xd9\x01\n\x0fGetUsageRequest\x12=\n\x06filter\x18\x01 \x01(\x0b2%.ironworks.aggregatord.v1.UsageFilterR\x06filter\x12>\n\x08interval\x18\x02 \x01(\x0b2".ironworks.aggregatord.v1.IntervalR\x08interval\x122\n\x04step\x18\x03 \x01(\x0e2\x1e.ironworks.aggregatord.v1.StepR\x04step\x12\x13\n\x05by_vm\x18\x04 \x01(\x08R\x04byVm"\x96\x01\n\x10GetUsageResponse\x126\n\x04rows\x18\x01 \x03(\x0b2".ironworks.aggregatord.v1.UsageRowR\x04rows\x12J\n\x0ccompleteness\x18\x02 \x01(\x0b2&.ironworks.aggregatord.v1.CompletenessR\x0ccompleteness"\x83\x02\n\x08UsageRow\x12>\n\x08interval\x18\x01 \x01(\x0b2".ironworks.aggregatord.v1.IntervalR\x08interval\x12\x1b\n\ttenant_id\x18\x02 \x01(\tR\x08tenantId\x12\x13\n\x05vm_id\x18\x03 \x01(\tR\x04vmId\x125\n\x05meter\x18\x04 \x01(\x0e2\x1f.ironworks.aggregatord.v1.MeterR\x05meter\x12\x1a\n\x08quantity\x18\x05 \x01(\tR\x08quantity\x122\n\x04unit\x18\x06 \x01(\x0e2\x1e.ironworks.aggregatord.v1.UnitR\x04unit"\x9c\x01\n\x0cCompleteness\x12\x1a\n\x08expected\x18\x01 \x01(\x03R\x08expected\x12\x1a\n\x08received\x18\x02 \x01(\x03R\x08received\x12\x18\n\x07missing\x18\x03 \x01(\x03R\x07missing\x12 \n\x0bquarantined\x18\x04 \x01(\x03R\x0bquarantined\x12\x18\n\x07partial\x18\x05 \x01(\x03R\x07partial"\x97\x01\n\x16GetCompletenessRequest\x12=\n\x06filter\x18\x01 \x01(\x0b2%.ironworks.aggregatord.v1.UsageFilterR\x06filter\x12>\n\x08interval\x18\x02 \x01(\x0b2".ironworks.aggregatord.v1.IntervalR\x08interval"\xcc\x01\n\x0eVmCompleteness\x12\x13\n\x05vm_id\x18\x01 \x01(\tR\x04vmId\x12J\n\x0ccompleteness\x18\x02 \x01(\x0b2&.ironworks.aggregatord.v1.CompletenessR\x0ccompleteness\x126\n\x04gaps\x18\x03 \x03(\x0b2".ironworks.aggregatord.v1.GapCountR\x04gaps\x12!\n\x0cwatermark_ns\x18\x04 \x01(\x03R\x0bwatermarkNs"^\n\x08GapCount\x128\n\x06reason\x18\x01 \x01(\x0e2 .ironworks.billaged.v1.GapReasonR\x06reason\x12\x18\n\x07samples\x18\x02 \x01(\x03R\x07samples"\xcb\x01\n\x17GetCompletenessResponse\x12<\n\x05total\x18\x01 \x01(\x0b2&.ironworks.aggregatord.v1.CompletenessR\x05total\x126\n\x04gaps\x18\x02 \x03(\x0b2".ironworks.aggregatord.v1.GapCountR\x04gaps\x12:\n\x03vms\x18\x03 \x03(\x0b2(.ironworks.aggregatord.v1.VmCompletenessR\x03vms"\xc6\x01\n\x0fListGapsRequest\x12=\n\x06filter\x18\x01 \x01(\x0b2%.ironworks.aggregatord.v1.UsageFilterR\x06filter\x12>\n\x08interval\x18\x02 \x01(\x0b2".ironworks.aggregatord.v1.IntervalR\x08interval\x124\n\x04page\x18\x03 \x01(\x0b2 .ironworks.common.v1.PageRequestR\x04page"x\n\x08UsageGap\x12,\n\x03gap\x18\x01 \x01(\x0b2\x1a.ironworks.billaged.v1.GapR\x03gap\x12>\n\x08interval\x18\x02 \x01(\x0b2".ironworks.aggregatord.v1.IntervalR\x08interval"}\n\x10ListGapsResponse\x126\n\x04gaps\x18\x01 \x03(\x0b2".ironworks.aggregatord.v1.UsageGapR\x04gaps\x121\n\x04page\x18\x02 \x01(\x0b2\x1d.ironworks.common.v1.PageInfoR\x04page"S\n\x12StreamUsageRequest\x12=\n\x06filter\x18\x01 \x01(\x0b2%.ironworks.aggregatord.v1.UsageFilterR\x06filter"M\n\x13StreamUsageResponse\x126\n\x04rows\x18\x01 \x03(\x0b2".ironworks.aggregatord.v1.UsageRowR\x04rows"\x9c\x02\n\x12ExportUsageRequest\x12=\n\x06filter\x18\x01 \x01(\x0b2%.ironworks.aggregatord.v1.UsageFilterR\x06filter\x12>\n\x08interval\x18\x02 \x01(\x0b2".ironworks.aggregatord.v1.IntervalR\x08interval\x122\n\x04step\x18\x03 \x01(\x0e2\x1e.ironworks.aggregatord.v1.StepR\x04step\x12\x13\n\x05by_vm\x18\x04 \x01(\x08R\x04byVm\x12>\n\x06format\x18\x05 \x01(\x0e2&.ironworks.aggregatord.v1.ExportFormatR\x06format"+\n\x13ExportUsageResponse\x12\x14\n\x05chunk\x18\x01 \x01(\x0cR\x05chunk"\xcd\x01\n\x16ListAdjustmentsRequest\x12=\n\x06filter\x18\x01 \x01(\x0b2%.ironworks.aggregatord.v1.UsageFilterR\x06filter\x12>\n\x08interval\x18\x02 \x01(\x0b2".ironworks.aggregatord.v1.IntervalR\x08interval\x124\n\x04page\x18\x03 \x01(\x0b2 .ironworks.common.v1.PageRequestR\x04page"\xf9\x02\n\nAdjustment\x12>\n\x08interval\x18\x01 \x01(\x0b2".ironworks.aggregatord.v1.IntervalR\x08interval\x12\x1b\n\ttenant_id\x18\x02 \x01(\tR\x08tenantId\x12\x13\n\x05vm_id\x18\x03 \x01(\tR\x04vmId\x12\x1d\n\nboot_epoch\x18\x04 \x01(\x03R\tbootEpoch\x125\n\x05meter\x18\x05 \x01(\x0e2\x1f.ironworks.aggregatord.v1.MeterR\x05meter\x12)\n\x10settled_quantity\x18\x06 \x01(\tR\x0fsettledQuantity\x12\x1e\n\nadjustment\x18\x07 \x01(\tR\nadjustment\x122\n\x04unit\x18\x08 \x01(\x0e2\x1e.ironworks.aggregatord.v1.UnitR\x04unit\x12$\n\x0eadjusted_at_ns\x18\t \x01(\x03R\x0cadjustedAtNs"\x94\x01\n\x17ListAdjustmentsResponse\x12F\n\x0badjustments\x18\x01 \x03(\x0b2$.ironworks.aggregatord.v1.AdjustmentR\x0badjustments\x121\n\x04page\x18\x02 \x01(\x0b2\x1d.ironworks.common.v1.PageInfoR\x04page"\x9d\x01\n\x15RecomputeUsageRequest\x12\x1b\n\ttenant_id\x18\x01 \x01(\tR\x08tenantId\x12>\n\x08interval\x18\x02 \x01(\x0b2".ironworks.aggregatord.v1.IntervalR\x08interval\x12\'\n\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey".\n\x16RecomputeUsageResponse\x12\x14\n\x05hours\x18\x01 \x01(\x03R\x05hours*\xd3\x02\n\x05Meter\x12\x15\n\x11METER_UNSPECIFIED\x10\x00\x12\x1a\n\x16METER_VCPU_PROVISIONED\x10\x01\x12\x13\n\x0fMETER_VCPU_USED\x10\x02\x12\x1c\n\x18METER_MEMORY_PROVISIONED\x10\x03\x12\x15\n\x11METER_MEMORY_USED\x10\x04\x12\x13\n\x0fMETER_DISK_READ\x10\x05\x12\x14\n\x10METER_DISK_WRITE\x10\x06\x12\x1a\n\x16METER_DISK_PROVISIONED\x10\x07\x12\x14\n\x10METER_NETWORK_IN\x10\x08\x12\x15\n\x11METER_NETWORK_OUT\x10\t\x12\x1e\n\x1aMETER_NETWORK_OUT_INTERNET\x10\n\x12\x1e\n\x1aMETER_NETWORK_OUT_INTERNAL\x10\x0b\x12\x19\n\x15METER_NETWORK_OUT_P95\x10\x0c*x\n\x04Unit\x12\x14\n\x10UNIT_UNSPECIFIED\x10\x00\x12\x18\n\x14UNIT_VCPU_NANOSECOND\x10\x01\x12\x18\n\x14UNIT_BYTE_NANOSECOND\x10\x02\x12\r\n\tUNIT_BYTE\x10\x03\x12\x17\n\x13UNIT_BIT_PER_SECOND\x10\x04*a\n\x04Step\x12\x14\n\x10STEP_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSTEP_MINUTE\x10\x01\x12\r\n\tSTEP_HOUR\x10\x02\x12\x0c\n\x08STEP_DAY\x10\x03\x12\x15\n\x11STEP_FIVE_MINUTES\x10\x04*_\n\x0cExportFormat\x12\x1d\n\x19EXPORT_FORMAT_UNSPECIFIED\x10\x00\x12\x15\n\x11EXPORT_FORMAT_CSV\x10\x01\x12\x19\n\x15EXPORT_FORMAT_PARQUET\x10\x022\x95\x06\n\x0cUsageService\x12a\n\x08GetUsage\x12).ironworks.aggregatord.v1.GetUsageRequest\x1a*.ironworks.aggregatord.v1.GetUsageResponse\x12v\n\x0fGetCompleteness\x120.ironworks.aggregatord.v1.GetCompletenessRequest\x1a1.ironworks.aggregatord.v1.GetCompletenessResponse\x12a\n\x08ListGaps\x12).ironworks.aggregatord.v1.ListGapsRequest\x1a*.ironworks.aggregatord.v1.ListGapsResponse\x12l\n\x0bStreamUsage\x12,.ironworks.aggregatord.v1.StreamUsageRequest\x1a-.ironworks.aggregatord.v1.StreamUsageResponse0\x01\x12l\n\x0bExportUsage\x12,.ironworks.aggregatord.v1.ExportUsageRequest\x1a-.ironworks.aggregatord.v1.ExportUsageResponse0\x01\x12v\n\x0fListAdjustments\x120.ironworks.aggregatord.v1.ListAdjustmentsRequest\x1a1.ironworks.aggregatord.v1.ListAdjustmentsResponse\x12s\n\x0eRecomputeUsage\x12/.ironworks.aggregatord.v1.RecomputeUsageRequest\x1a0.ironworks.aggregatord.v1.RecomputeUsageResponseb\x06proto3',
     [
         samples_pb.desc(),
         common_pb.desc(),
@@ -1275,6 +1358,8 @@ _DESC = file_desc(
         "ListAdjustmentsRequest": ListAdjustmentsRequest,
         "Adjustment": Adjustment,
         "ListAdjustmentsResponse": ListAdjustmentsResponse,
+        "RecomputeUsageRequest": RecomputeUsageRequest,
+        "RecomputeUsageResponse": RecomputeUsageResponse,
         "Meter": Meter,
         "Unit": Unit,
         "Step": Step,
