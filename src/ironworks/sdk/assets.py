@@ -13,7 +13,7 @@ from protobuf import Oneof
 from ironworks.gen.ironworks.assetmanagerd.v1 import asset_pb
 from ironworks.gen.ironworks.assetmanagerd.v1.asset_connect import AssetServiceClient
 from ironworks.gen.ironworks.common.v1 import common_pb
-from ironworks.model.errors import InvalidRequest, IronError, NotFound, Unavailable
+from ironworks.model.errors import Internal, InvalidRequest, IronError, NotFound, Unavailable
 from ironworks.model.units import MIB
 from ironworks.sdk.jobs import MAX_BROKEN_STREAMS
 from ironworks.sdk.resource import DEFAULT_LIMIT, Page, Resource, present, walk
@@ -119,7 +119,8 @@ class Assets(Resource):
                         is_first, position = False, message.sequence
                         yield message
             except IronError as error:
-                if not error.retryable:
+                # A service that is killed breaks the stream in its midst: that is no answer of its.
+                if not error.retryable and not isinstance(error, Internal):
                     raise
                 failure = error
             if broken >= MAX_BROKEN_STREAMS:

@@ -289,6 +289,19 @@ async def parts(body: bytes, key: str) -> AsyncIterator[pb.UploadAssetRequest]:
     yield pb.UploadAssetRequest(part=Oneof("chunk", body))
 
 
+async def placed(client: AssetServiceClient, asset_id: str, jail: Path, body: bytes) -> str:
+    """Lease an asset and place it, as metald does; answers the lease."""
+    leased = await client.acquire_lease(pb.AcquireLeaseRequest(asset_ids=[asset_id], holder="vm"))
+    assert leased.lease is not None
+    jail.mkdir(parents=True)
+    file = pb.PreparedFile(asset_id=asset_id, file_name="rootfs")
+    await client.prepare_assets(
+        pb.PrepareAssetsRequest(lease_id=leased.lease.lease_id, directory=str(jail), files=[file])
+    )
+    assert (jail / "rootfs").read_bytes() == body
+    return leased.lease.lease_id
+
+
 async def test_two_processes_share_registry_leases_and_bytes(
     s3: Seaweed, tmp_path: Path, postgres_url: str
 ) -> None:
@@ -320,26 +333,13 @@ async def test_two_processes_share_registry_leases_and_bytes(
         assert theirs.asset is not None
         assert mine.asset.asset_id != theirs.asset.asset_id
         asset_id = mine.asset.asset_id
-        leased = await client(other).acquire_lease(
-            pb.AcquireLeaseRequest(asset_ids=[asset_id], holder="vm")
-        )
-        assert leased.lease is not None
-        jail = tmp_path / "other" / "jails" / "vm"
-        jail.mkdir(parents=True)
-        await client(other).prepare_assets(
-            pb.PrepareAssetsRequest(
-                lease_id=leased.lease.lease_id,
-                directory=str(jail),
-                files=[pb.PreparedFile(asset_id=asset_id, file_name="rootfs")],
-            )
-        )
-        assert (jail / "rootfs").read_bytes() == body
+        lease_id = await placed(client(other), asset_id, tmp_path / "other" / "jails" / "vm", body)
         gateway = one.clients("gatewayd").of(
             AssetServiceClient, "assetmanagerd", tenant_id=ACME.tenant_id
         )
         with pytest.raises(FailedPrecondition, match="in_use"):
             await gateway.archive_asset(pb.ArchiveAssetRequest(asset_id=asset_id))
-        await client(other).release_lease(pb.ReleaseLeaseRequest(lease_id=leased.lease.lease_id))
+        await client(other).release_lease(pb.ReleaseLeaseRequest(lease_id=lease_id))
         await gateway.archive_asset(pb.ArchiveAssetRequest(asset_id=asset_id))
         await gateway.delete_asset(pb.DeleteAssetRequest(asset_id=asset_id))
         gone = await client(other).get_asset(pb.GetAssetRequest(asset_id=asset_id))

@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from ironworks.gen.ironworks.assetmanagerd.v1 import asset_pb
-from ironworks.model.errors import FailedPrecondition, InvalidRequest, NotFound, Unavailable
+from ironworks.model.errors import (
+    FailedPrecondition,
+    Internal,
+    InvalidRequest,
+    NotFound,
+    Unavailable,
+)
 from ironworks.sdk import AsyncIronworks, assets
 from ironworks.testkit.fakeapi import FakeApi
 from ironworks.testkit.fakenouns import ASSET_ID
@@ -72,10 +78,11 @@ async def test_verify(api: FakeApi, client: AsyncIronworks) -> None:
     assert (found.intact, found.problem) == (False, api.damage)
 
 
+@pytest.mark.parametrize("error", [Unavailable("It stops."), Internal("stream error received")])
 async def test_a_broken_watch_goes_on_where_it_was_left(
-    api: FakeApi, client: AsyncIronworks
+    api: FakeApi, client: AsyncIronworks, error: IronError
 ) -> None:
-    api.fail("WatchAssets", Unavailable("It is restarted."), times=2)
+    api.fail("WatchAssets", error, times=2)
     watch = client.assets.watch(after_sequence=5)
     assert [(await anext(watch)).sequence for _ in range(2)] == [6, 7]
     # What a watch cannot mend ends it.
