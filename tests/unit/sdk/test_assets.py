@@ -12,6 +12,7 @@ from ironworks.model.errors import (
     FailedPrecondition,
     Internal,
     InvalidRequest,
+    IronError,
     NotFound,
     Unavailable,
 )
