@@ -48,7 +48,7 @@ async def build(place: Path, name: str, memory_bytes: int) -> Flattened:
         plan,
         blobs=[blob],
         scratch=scratch,
-        on_step=lambda *_: None,
+        on_step=lambda _step, _done, _total: None,
         groups=groups(place, memory_bytes),
     )
 

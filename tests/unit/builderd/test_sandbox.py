@@ -106,7 +106,7 @@ async def test_a_refusal_comes_out_as_it_was_said(tmp_path: Path) -> None:
             plan([layer]),
             blobs=[tmp_path / "blob"],
             scratch=tmp_path / "scratch",
-            on_step=lambda *_: None,
+            on_step=lambda _step, _done, _total: None,
         )
 
 
@@ -116,7 +116,7 @@ async def test_a_process_that_dies_is_a_fault_of_ours(tmp_path: Path) -> None:
             plan([]),
             blobs=[tmp_path / "absent"],
             scratch=tmp_path,
-            on_step=lambda *_: None,
+            on_step=lambda _step, _done, _total: None,
         )
     assert "absent" in str(caught.value.context["stderr"])
     assert "absent" not in str(caught.value)
