@@ -34,6 +34,7 @@ _LINE_BYTES = 64 << 20
 _SAID_BYTES = 1 << 20
 _TAIL_CHARS = 2000
 _MAX_FILES = 4096
+_KEPT_BYTES = str(32 << 20)
 _JOIN = 'until [ "$1" = -- ]; do echo $$ >"$1" || exit 1; shift; done; shift; exec "$@"'
 OnStep = Callable[[str, int, int], None]
 _PACKAGE_ROOT = Path(ironworks.__file__).parents[1]
@@ -76,6 +77,9 @@ class Sandbox:
         argv += ["--uid", "65534", "--gid", "65534", "--cap-drop", "ALL", "--clearenv"]
         argv += ["--setenv", "PATH", "/usr/bin:/bin", "--setenv", "HOME", "/nonexistent"]
         argv += ["--setenv", "LC_ALL", "C.UTF-8", "--setenv", "TMPDIR", "/tmp"]  # noqa: S108 - its own
+        # Pieces of a MiB are taken and given back all the time: the kernel need not hear of it.
+        argv += ["--setenv", "MALLOC_TRIM_THRESHOLD_", _KEPT_BYTES]
+        argv += ["--setenv", "MALLOC_MMAP_THRESHOLD_", _KEPT_BYTES]
         argv += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]  # noqa: S108 - its own
         # To the kernel its user is builderd's: where that is root, /proc/sys would be writable.
         argv += ["--remount-ro", "/proc", "--ro-bind", "/usr", "/usr"]
