@@ -6,8 +6,9 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from pyqwest import Client, HTTPTransport
@@ -118,6 +119,16 @@ async def test_a_service_is_known_by_its_token_and_acts_for_the_tenant_in_it(
     request_id_var.set("req-from-test")
     vm = await client.get_vm(vm_pb.GetVmRequest(vm_id="x"))
     assert (vm.id, vm.tenant_id, vm.reason) == ("gatewayd", "tnt_a", "req-from-test")
+
+
+async def test_a_crowd_of_idle_connections_keeps_nobody_out(settings: Settings) -> None:
+    url = urlsplit(settings.metald_url)
+    async with AsyncExitStack() as crowd:
+        for _ in range(300):
+            _, writer = await asyncio.open_connection(url.hostname, url.port)
+            crowd.callback(writer.close)
+        async with asyncio.timeout(30):
+            await clients(settings).of(VmServiceClient, "metald").get_vm(vm_pb.GetVmRequest())
 
 
 async def test_errors_keep_their_class_and_lose_their_private_context(settings: Settings) -> None:

@@ -31,6 +31,7 @@ from ironworks.model.units import MIB, NS_PER_SECOND
 from ironworks.runtime import log
 from ironworks.runtime.clock import Clock, Entropy, SystemClock, SystemEntropy
 from ironworks.runtime.identity.tokens import ServiceSigner, Verifier
+from ironworks.runtime.process import open_many_files
 from ironworks.runtime.reconcile import Reconciler
 from ironworks.runtime.rpc.client import Clients
 from ironworks.runtime.rpc.handlers import mapped
@@ -47,6 +48,9 @@ _HTTP2 = HTTP2Settings(
     initial_stream_window_size=8 * MIB,
     initial_connection_window_size=16 * MIB,
 )
+MAX_CONNECTIONS = 4096
+"""Open connections beyond these wait until others close. The server's own default is 128: few
+enough that callers with a connection each could keep everybody else out."""
 _S = TypeVar("_S", bound=Settings)
 STOP_SECONDS = 8.0
 """A service that has not stopped by then is ended; nothing acknowledged depends on a clean end."""
@@ -141,6 +145,7 @@ def _server(target: RpcServer, url: str) -> Server:
             websockets=False,
             log_enabled=False,
             http2_settings=_HTTP2,
+            backpressure=MAX_CONNECTIONS,
         )
 
 
@@ -243,6 +248,7 @@ def main(name: str, kind: type[_S], compose: Compose[_S]) -> None:
     try:
         settings = load(kind)
         log.configure(name, settings.log_level)
+        open_many_files()
         logging.getLogger("_granian").setLevel(logging.WARNING)
         asyncio.run(run_service(make_chassis(name, settings), compose))
     except IronError as error:

@@ -45,7 +45,7 @@ async def at_once(
     platform: Platform, hosts: HostServiceClient, calls: int, **size: object
 ) -> list[vm_pb.Vm]:
     """What so many creates at once make, while somebody watches what the host has given away."""
-    wanted = spec(platform, **size)
+    wanted, vms = spec(platform, **size), platform.vms()
     made: list[vm_pb.Vm] = []
     refused: list[str] = []
     seen: list[str] = []
@@ -57,7 +57,7 @@ async def at_once(
 
     async def create() -> None:
         try:
-            made.append(await platform.vms().create_vm(vm_pb.CreateVmRequest(spec=wanted)))
+            made.append(await vms.create_vm(vm_pb.CreateVmRequest(spec=wanted)))
         except ResourceExhausted as error:
             refused.append(str(error))
 
@@ -69,7 +69,7 @@ async def at_once(
     assert len(made) + len(refused) == calls
     assert all(sentence.strip() for sentence in refused)
     # Who was refused has left nothing, not even a record.
-    listed = await platform.vms().list_vms(vm_pb.ListVmsRequest())
+    listed = await vms.list_vms(vm_pb.ListVmsRequest())
     assert {vm.id for vm in listed.vms} == {vm.id for vm in made}
     assert {lease.holder for lease in await leases(platform)} == {vm.id for vm in made}
     return made
@@ -87,12 +87,13 @@ async def delete(platform: Platform, made: list[vm_pb.Vm], hosts: HostServiceCli
 async def reserve_and_create(platform: Platform, hosts: HostServiceClient, size: int) -> int:
     """How many of forty reservations and creates of so much memory were granted together."""
     granted: list[int] = []
+    vms = platform.vms()
 
     async def take(number: int) -> None:
         with suppress(ResourceExhausted):
             if number % 2:
                 wanted = spec(platform, memory_bytes=size)
-                await platform.vms().create_vm(vm_pb.CreateVmRequest(spec=wanted))
+                await vms.create_vm(vm_pb.CreateVmRequest(spec=wanted))
             else:
                 amount = host_pb.HostResources(vcpus=1, memory_bytes=size)
                 await hosts.reserve_capacity(

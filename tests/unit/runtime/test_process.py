@@ -3,14 +3,26 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
 from ironworks.model.errors import DeadlineExceeded, FailedPrecondition, Internal
-from ironworks.runtime.process import FIRST_NICE, MAX_OUTPUT_BYTES, go_first, run
+from ironworks.runtime.process import (
+    FIRST_NICE,
+    MAX_OUTPUT_BYTES,
+    go_first,
+    run,
+)
 from ironworks.runtime.tasks import Tasks
+
+_OPEN_MANY = """
+import resource
+from ironworks.runtime.process import open_many_files
+print(open_many_files(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+"""
 
 
 async def shell(script: str, timeout_seconds: float = 20.0) -> bytes:
@@ -153,3 +165,14 @@ def test_a_thread_that_goes_first_starts_others_that_do_not() -> None:
     thread.join()
     assert nice == {"thread": FIRST_NICE, "child": 0}
     assert os.getpriority(os.PRIO_PROCESS, 0) == before
+
+
+@pytest.mark.parametrize("allowed", [1024, 5000])
+def test_a_service_takes_the_descriptors_that_it_may_have(allowed: int) -> None:
+    said = subprocess.run(
+        ["prlimit", f"--nofile=1024:{allowed}", sys.executable, "-c", _OPEN_MANY],
+        capture_output=True,
+        check=True,
+        text=True,
+    ).stdout
+    assert said.split() == [str(allowed)] * 2
