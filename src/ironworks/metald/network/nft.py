@@ -2,11 +2,14 @@
 
 A `Firewall` speaks to the network namespace of the thread that makes it, from any thread later on:
 the namespace is that of its netlink socket. The library keeps a few tables of its own without
-locks, so that one call is made at a time; each takes about a millisecond.
+locks, so that one call is made at a time; each takes about a millisecond. It waits with select(),
+which ends the process where a socket's number is 1,024 or more: some lower ones are kept for it.
 """
 
 import ctypes
 import json
+import os
+import socket
 import threading
 from collections import Counter
 from collections.abc import Mapping
@@ -19,7 +22,12 @@ from ironworks.model.errors import FailedPrecondition
 
 _JSON = 1 << 4
 _LIBRARY = "libnftables.so.1"
+_SELECTABLE = 1024
+_KEPT = 32
+_ATTEMPTS = 100
+_NETFILTER = 12
 _lock = threading.Lock()
+_kept: list[int] = []
 
 
 class FirewallError(Exception):
@@ -50,14 +58,71 @@ def _library() -> ctypes.CDLL:
     return library
 
 
+def _keep() -> None:
+    """Keep low numbers of descriptors for sockets of the library."""
+    while len(_kept) < _KEPT:
+        number = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        if number >= _SELECTABLE:
+            os.close(number)
+            return
+        _kept.append(number)
+
+
+# Now: a host with many VMs has none left when it needs them.
+_keep()
+
+
+def _lowest() -> int:
+    """The number that the next descriptor of this process gets."""
+    number = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    if number >= _SELECTABLE and _kept:
+        os.close(number)
+        number = _kept.pop()
+    os.close(number)
+    return number
+
+
+def _is_of_netfilter(number: int) -> bool:
+    try:
+        found = socket.socket(fileno=number)
+    except OSError:
+        return False
+    is_it = (found.family, found.proto) == (socket.AF_NETLINK, _NETFILTER)
+    found.detach()
+    return is_it
+
+
+def _new_context(library: ctypes.CDLL) -> object:
+    """A context whose socket the library can wait for.
+
+    Raises:
+        FirewallError: the process has too many descriptors.
+    """
+    for _ in range(_ATTEMPTS):
+        number = _lowest()
+        if number >= _SELECTABLE:
+            break
+        context = library.nft_ctx_new(0)
+        # Another thread may have been quicker: then nobody knows which number this one has.
+        if _is_of_netfilter(number):
+            return context
+        library.nft_ctx_free(context)
+        _keep()
+    raise FirewallError("There are too many open files for the firewall to be changed.")
+
+
 class Firewall(AbstractContextManager["Firewall"]):
     """The nftables of one namespace. Calls block."""
 
     def __init__(self) -> None:
-        """Open the socket, in the namespace of this thread."""
+        """Open the socket, in the namespace of this thread.
+
+        Raises:
+            FirewallError: the process has too many descriptors.
+        """
         with _lock:
             self._library = _library()
-            self._context = self._library.nft_ctx_new(0)
+            self._context = _new_context(self._library)
             self._library.nft_ctx_buffer_output(self._context)
             self._library.nft_ctx_buffer_error(self._context)
             self._library.nft_ctx_output_set_flags(self._context, _JSON)
@@ -81,6 +146,7 @@ class Firewall(AbstractContextManager["Firewall"]):
             if self._context is not None:
                 self._library.nft_ctx_free(self._context)
                 self._context = None
+                _keep()
 
     def apply(self, script: str) -> None:
         """Take over all of a script, in one transaction, or nothing of it.

@@ -1,9 +1,11 @@
 """A slot's network on the real machine: made, found, mended, removed."""
 
 import asyncio
+import os
 import socket
 import subprocess
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,19 @@ async def test_a_slot_is_made_found_and_removed_without_a_trace(
     assert await network.present() == frozenset()
     assert ours(tag) == []
     assert len(await network.drift(slot)) == 2
+
+
+async def test_a_host_that_has_thousands_of_descriptors_goes_on_making_networks(
+    network: HostNetwork, tmp_path: Path
+) -> None:
+    slot = first_slot(tag_of(tmp_path))
+    with ExitStack() as crowd:
+        for _ in range(2000):
+            crowd.callback(os.close, os.dup(0))
+        await network.create(slot, UID, PLAN)
+        assert await network.drift(slot) == ()
+        await network.remove(slot)
+    assert ours(tag_of(tmp_path)) == []
 
 
 async def test_another_metald_removes_what_the_first_has_made(
