@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import select
+import selectors
 import socket
 import struct
 import subprocess
@@ -76,13 +76,16 @@ class Guest:
 
     def _carry(self) -> None:
         ends = {self._slot_end: self._own_end, self._own_end: self._slot_end}
-        while True:
-            ready, _, _ = select.select([*ends, self._stop_read], [], [])
-            if self._stop_read in ready:
-                return
-            for one in ready:
-                with contextlib.suppress(OSError):
-                    os.write(ends[one], os.read(one, _FRAME_BYTES))
+        with selectors.DefaultSelector() as selector:
+            for one in (*ends, self._stop_read):
+                selector.register(one, selectors.EVENT_READ)
+            while True:
+                ready = [key.fd for key, _ in selector.select()]
+                if self._stop_read in ready:
+                    return
+                for one in ready:
+                    with contextlib.suppress(OSError):
+                        os.write(ends[one], os.read(one, _FRAME_BYTES))
 
     def close(self) -> None:
         """Take it away."""
