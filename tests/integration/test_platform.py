@@ -82,7 +82,7 @@ def garbage(directory: Path) -> str:
 
 BAD_IMAGES: dict[str, tuple[Callable[[Path], str], int, str]] = {
     "unknown": (lambda place: f"oci:{place}/nothing", 66, "There is no image at"),
-    "no registry": (lambda _place: "127.0.0.1:1/nothing:1", 69, "cannot be reached"),
+    "a neighbour's registry": (lambda _place: "127.0.0.1:1/nothing:1", 77, "not public"),
     "unreadable": (garbage, 65, "cannot be read"),
     "other CPU": (
         lambda place: images.build_sample_layout(place / "arm", "arm64"),

@@ -229,7 +229,8 @@ async def test_an_init_of_the_image_is_stopped_by_the_keyboard(place: Place) -> 
     handle = await booted(await place.driver().create(replace(place.spec(), guest=guest)))
     await handle.shutdown()
     report = await ended(handle)
-    assert (report.kind, report.console_tail[-1]) == (ExitKind.POWEROFF, "guest: Ctrl-Alt-Del")
+    assert report.kind is ExitKind.POWEROFF
+    assert "guest: Ctrl-Alt-Del" in report.console_tail
     await place.driver().destroy(place.jail_dir, handle.evidence)
 
 
