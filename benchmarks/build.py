@@ -23,11 +23,11 @@ from pathlib import Path
 
 from benchmarks.frame import Benchmark, Outcome, median, spread
 from benchmarks.together import Together
-from ironworks.builderd.sources.documents import host_architecture
 from ironworks.gen.ironworks.builderd.v1 import build_pb
 from ironworks.gen.ironworks.builderd.v1.build_connect import BuildServiceClient
 from ironworks.model.errors import FailedPrecondition, Internal
 from ironworks.model.units import MIB, NS_PER_MS
+from ironworks.runtime.architecture import host_architecture
 from ironworks.runtime.clock import SystemClock
 from ironworks.runtime.process import run
 from ironworks.runtime.tasks import Tasks

@@ -48,6 +48,7 @@ from ironworks.model.errors import (
 )
 from ironworks.model.ids import new_id
 from ironworks.model.units import NS_PER_SECOND
+from ironworks.runtime.architecture import host_architecture
 from ironworks.runtime.clock import Clock, Entropy
 from ironworks.storage.sql import Database
 
@@ -192,12 +193,13 @@ class Intake:
             if await kept.problem(asset.stored_as, asset.size_bytes):
                 raise
             async with kept.local(asset.stored_as, asset.size_bytes) as path:
-                return examine(await asyncio.to_thread(read_head, path), asset.size_bytes, facts)
+                head = await asyncio.to_thread(read_head, path)
+                return examine(head, asset.size_bytes, facts, host_architecture())
         if found.size_bytes != asset.size_bytes:
             raise InvalidRequest(f"There are {found.size_bytes} bytes, not {asset.size_bytes}.")
         if found.sha256 != asset.sha256:
             raise InvalidRequest("The bytes have another SHA-256 than was claimed.")
-        format_found = examine(found.head, found.size_bytes, facts)
+        format_found = examine(found.head, found.size_bytes, facts, host_architecture())
         await kept.keep(self._files.staging.path / name, asset.stored_as, found.size_bytes)
         return format_found
 

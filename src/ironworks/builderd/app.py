@@ -22,7 +22,6 @@ from ironworks.builderd.decide import (
     take_up,
 )
 from ironworks.builderd.making import Maker
-from ironworks.builderd.sources.documents import host_architecture
 from ironworks.builderd.sources.local import locate, resolve_layout
 from ironworks.builderd.types import (
     Build,
@@ -48,6 +47,7 @@ from ironworks.model.errors import (
 from ironworks.model.ids import new_id
 from ironworks.model.pages import PageSpec
 from ironworks.model.units import NS_PER_DAY, NS_PER_SECOND
+from ironworks.runtime.architecture import host_architecture
 from ironworks.runtime.clock import Clock, Entropy
 from ironworks.storage.sql import Database
 

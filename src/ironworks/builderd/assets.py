@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from ironworks.builderd.flatten.plan import Flattened
-from ironworks.builderd.sources.documents import host_architecture
 from ironworks.builderd.types import Build, HealthCheck, ImageConfig, RootfsFormat
 from ironworks.gen.ironworks.assetmanagerd.v1 import asset_pb
 from ironworks.gen.ironworks.assetmanagerd.v1.asset_connect import AssetServiceClient
 from ironworks.gen.ironworks.common.v1 import common_pb
 from ironworks.model.errors import Internal, NotFound
+from ironworks.runtime.architecture import host_architecture
 from ironworks.runtime.rpc.client import Clients
 
 _REGISTER_SECONDS = 600.0

@@ -22,7 +22,7 @@ from ironworks.builderd.journal import Journal
 from ironworks.builderd.policy import Policy
 from ironworks.builderd.reach import Login, Reach
 from ironworks.builderd.sandbox import run_flatten
-from ironworks.builderd.sources.documents import host_architecture, read_config
+from ironworks.builderd.sources.documents import read_config
 from ironworks.builderd.sources.local import check_blob, read_blob
 from ironworks.builderd.types import (
     Build,
@@ -43,6 +43,7 @@ from ironworks.builderd.types import (
 )
 from ironworks.model.errors import Internal, InvalidRequest, PermissionDenied
 from ironworks.model.units import NS_PER_MS, NS_PER_SECOND, format_bytes
+from ironworks.runtime.architecture import host_architecture
 from ironworks.runtime.clock import Clock
 from ironworks.runtime.resilience import Breaker, call
 

@@ -18,7 +18,6 @@ from ironworks.builderd.flatten.plan import Flattened
 from ironworks.builderd.journal import Journal
 from ironworks.builderd.making import Maker
 from ironworks.builderd.reach import Reach
-from ironworks.builderd.sources.documents import host_architecture
 from ironworks.builderd.types import (
     Build,
     BuilderSettings,
@@ -30,6 +29,7 @@ from ironworks.builderd.types import (
 from ironworks.builderd.uploads import Uploads
 from ironworks.builderd.vault import Vault
 from ironworks.builderd.worker import Worker
+from ironworks.runtime.architecture import host_architecture
 from ironworks.runtime.clock import SystemClock, SystemEntropy
 from ironworks.runtime.tasks import Tasks
 from ironworks.storage.migrate import upgrade

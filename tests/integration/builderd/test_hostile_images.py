@@ -18,7 +18,7 @@ from typing import Any
 
 import zstandard
 
-from ironworks.builderd.sources.documents import host_architecture
+from ironworks.runtime.architecture import host_architecture
 from ironworks.testkit import images
 from ironworks.testkit.builds import BuildWorld, build_world
 from ironworks.testkit.images import File, hard_link, opaque, symlink

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ironworks.builderd.sources.documents import host_architecture
 from ironworks.builderd.types import Build, BuildState
+from ironworks.runtime.architecture import host_architecture
 from ironworks.runtime.process import run
 from ironworks.testkit import images
 from ironworks.testkit.builds import BuildWorld, build_world

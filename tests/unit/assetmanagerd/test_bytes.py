@@ -57,9 +57,11 @@ def arm64() -> bytes:
     return bytes(16) + struct.pack("<Q", 4096) + bytes(32) + b"ARM\x64" + bytes(64)
 
 
-def see(body: bytes, kind: AssetKind, claimed: AssetFormat | None = None) -> tuple[str, str]:
+def see(
+    body: bytes, kind: AssetKind, claimed: AssetFormat | None = None, host: str = "amd64"
+) -> tuple[str, str]:
     claim = Facts(kind=kind, sha256="", size_bytes=len(body), format=claimed)
-    found = examine(body[:65536], len(body), claim)
+    found = examine(body[:65536], len(body), claim, host)
     return found.format.value, found.architecture
 
 
@@ -67,8 +69,8 @@ def test_formats_are_found_out() -> None:
     kernel, initrd = AssetKind.KERNEL, AssetKind.INITRD
     assert see(bzimage(), kernel) == ("bzimage", "amd64")
     assert see(elf(), kernel) == ("elf", "amd64")
-    assert see(elf(machine=183), kernel) == ("elf", "arm64")
-    assert see(arm64(), kernel) == ("arm64_image", "arm64")
+    assert see(elf(machine=183), kernel, host="arm64") == ("elf", "arm64")
+    assert see(arm64(), kernel, host="arm64") == ("arm64_image", "arm64")
     assert see(CPIO, initrd) == ("cpio", "")
     assert see(gzip.compress(CPIO), initrd) == ("cpio_gzip", "")
     assert see(zstandard.ZstdCompressor().compress(CPIO), initrd) == ("cpio_zstd", "")
@@ -146,12 +148,20 @@ def test_bytes_that_are_not_what_they_should_be(body: bytes, kind: AssetKind, re
         see(body, kind)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "host"), [(bzimage(), "arm64"), (elf(), "arm64"), (arm64(), "amd64")]
+)
+def test_a_kernel_of_another_architecture_cannot_be_booted_here(kernel: bytes, host: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"machines here are {host} and cannot boot it"):
+        see(kernel, AssetKind.KERNEL, host=host)
+
+
 def test_a_false_claim_of_format_or_architecture() -> None:
     with pytest.raises(InvalidRequest, match="bzimage, not elf"):
         see(bzimage(), AssetKind.KERNEL, AssetFormat.ELF)
     claim = Facts(kind=AssetKind.KERNEL, sha256="", size_bytes=1, architecture="arm64")
     with pytest.raises(InvalidRequest, match="for amd64, not for arm64"):
-        examine(bzimage(), len(bzimage()), claim)
+        examine(bzimage(), len(bzimage()), claim, "arm64")
 
 
 # --- keeping ------------------------------------------------------------------------------------

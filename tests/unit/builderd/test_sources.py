@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from ironworks.builderd.sources.documents import (
     choose_named,
     choose_platform,
-    host_architecture,
     is_index,
     read_config,
     read_descriptor,
@@ -37,6 +36,7 @@ from ironworks.model.errors import (
     NotFound,
     Unimplemented,
 )
+from ironworks.runtime.architecture import host_architecture
 from ironworks.testkit import images
 
 DIGEST = "sha256:" + "a" * 64

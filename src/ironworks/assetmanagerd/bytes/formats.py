@@ -46,13 +46,14 @@ class Found:
     architecture: str = ""
 
 
-def examine(head: bytes, size_bytes: int, facts: Facts) -> Found:
+def examine(head: bytes, size_bytes: int, facts: Facts, host_architecture: str) -> Found:
     """What the bytes are, if they are what `facts` claims.
 
     Args:
         head: The first `HEAD_BYTES` of them, or all.
         size_bytes: How many they are.
         facts: The claim.
+        host_architecture: What the machines of this platform run.
 
     Raises:
         InvalidRequest: they are not; says what is wrong with them.
@@ -69,6 +70,11 @@ def examine(head: bytes, size_bytes: int, facts: Facts) -> Found:
         raise InvalidRequest(f"These bytes are {found.format.value}: not a {facts.kind.value}.")
     if facts.architecture and found.architecture not in ("", facts.architecture):
         raise InvalidRequest(f"This is for {found.architecture}, not for {facts.architecture}.")
+    if facts.kind is AssetKind.KERNEL and found.architecture != host_architecture:
+        raise InvalidRequest(
+            f"This kernel is for {found.architecture}; machines here are {host_architecture} and "
+            "cannot boot it."
+        )
     return found
 
 

@@ -7,13 +7,13 @@ untrusted: sizes and types are checked, what is not needed is not read.
 from __future__ import annotations
 
 import json
-import platform
 import re
 from collections.abc import Iterator
 from typing import Any, cast
 
 from ironworks.builderd.types import Descriptor, HealthCheck, ImageConfig, Manifest
 from ironworks.model.errors import FailedPrecondition, InvalidRequest, Unimplemented
+from ironworks.runtime.architecture import host_architecture
 
 MAX_DOCUMENT_BYTES = 4 * 1024 * 1024
 _MAX_MANIFESTS = 1000
@@ -40,13 +40,6 @@ _LAYER = re.compile(
 _FOREIGN = re.compile(r"application/vnd\..*(\.nondistributable\.|\.foreign\.).*")
 _COMPRESSED = re.compile(r"application/vnd\..*\.tar[+.]([a-z0-9]{1,20})")
 REF_NAME = "org.opencontainers.image.ref.name"
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
-
-
-def host_architecture() -> str:
-    """Architecture of this machine as OCI names it."""
-    machine = platform.machine()
-    return _ARCHITECTURES.get(machine, machine)
 
 
 def _bad(message: str) -> InvalidRequest:

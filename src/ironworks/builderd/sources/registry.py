@@ -33,12 +33,12 @@ from ironworks.builderd.sandbox import REGISTRY, OnStep, Sandbox, ask, python_pa
 from ironworks.builderd.sources.documents import (
     MAX_DOCUMENT_BYTES,
     choose_platform,
-    host_architecture,
     is_index,
 )
 from ironworks.builderd.sources.local import blob_path
 from ironworks.builderd.types import Descriptor, Pulled, Resolved
 from ironworks.model.errors import DeadlineExceeded, Internal, InvalidRequest
+from ironworks.runtime.architecture import host_architecture
 
 BLOBS, PARTIAL = "sha256", "partial"
 """Directories of a registry's store: whole blobs; and what has come so far, for each tenant."""

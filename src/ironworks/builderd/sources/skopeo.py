@@ -10,10 +10,10 @@ from pathlib import Path
 
 from ironworks.builderd.cgroup import BuildGroups
 from ironworks.builderd.sandbox import Sandbox
-from ironworks.builderd.sources.documents import host_architecture
 from ironworks.builderd.sources.local import read_directory, unreadable
 from ironworks.builderd.types import Pulled, Resolved, Transport
 from ironworks.model.errors import DeadlineExceeded, InvalidRequest, IronError, ResourceExhausted
+from ironworks.runtime.architecture import host_architecture
 from ironworks.runtime.process import Completed, run
 
 _TEMPORARY = "/work"
