@@ -193,6 +193,8 @@ class _Assets(_Handlers, AssetService):
                 size_bytes=80 * MIB,
                 sha256="cd" * 32,
                 lease_count=1,
+                labels={"app": "web", "tier": "edge"},
+                damage="The bytes of this asset are gone.",
             )
         )
 

@@ -25,7 +25,7 @@ async def test_list(iron: Iron) -> None:
 
 async def test_get(iron: Iron) -> None:
     done = await iron("asset", "get", ASSET_ID)
-    for shown in ("the platform", "rootfs, squashfs", "cd" * 32):
+    for shown in ("the platform", "rootfs, squashfs", "cd" * 32, "app=web, tier=edge", "are gone"):
         assert shown in done.out
     assert (await iron("asset", "get", ASSET_ID, "--json")).json["lease_count"] == 1
     await iron("asset", "get", "ast_none", status=66)
