@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from pyqwest import Client, HTTPTransport, ReadError, RemoteProtocolError, WriteError
+from pyqwest import Client, HTTPTransport
 
 from ironworks.cli.deploy import DeploySpec, follow, submit
 from ironworks.gen.ironworks.gatewayd.v1 import deployments_pb, roles_pb
@@ -17,6 +17,7 @@ from ironworks.machine.temporary import temporary_platform
 from ironworks.model.units import MIB
 from ironworks.runtime.clock import SystemClock
 from ironworks.runtime.rpc.direct import DIRECT
+from ironworks.runtime.rpc.readiness import NOT_THERE
 from ironworks.runtime.tasks import Tasks
 from ironworks.sdk import AsyncIronworks
 from ironworks.testkit.images import (
@@ -24,7 +25,7 @@ from ironworks.testkit.images import (
     File,
     Image,
     Layer,
-    directory,
+    cgi_scripts,
     make_tar,
     sample_image,
     static_busybox,
@@ -43,7 +44,6 @@ echo boot >>boots
 echo $$ >pid
 exec httpd -f -p {SAMPLE_PORT} -h /srv
 """
-HEADER = "#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n'\n"
 SCRIPTS = {"heal": "echo fine >/srv/health", "crash": "kill -9 $(cat /srv/pid)"}
 
 
@@ -51,12 +51,7 @@ def moody_image() -> Image:
     """Listens at once, is healthy when it is told so, ends when it is told so, counts its boots."""
     sample = sample_image(static_busybox(), "amd64")
     layer = [
-        directory("srv"),
-        directory("srv/cgi-bin"),
-        *(
-            File(name=f"srv/cgi-bin/{name}.cgi", data=(HEADER + script).encode(), mode=0o755)
-            for name, script in SCRIPTS.items()
-        ),
+        *cgi_scripts(SCRIPTS, "text/plain"),
         File(name="start", data=START.encode(), mode=0o755),
         symlink("bin/rm", "busybox"),
         symlink("bin/kill", "busybox"),
@@ -74,7 +69,7 @@ async def ask(vm: vm_pb.Vm, path: str) -> tuple[int, bytes]:
     client = Client(HTTPTransport(proxy=DIRECT, timeout=10.0))
     try:
         answer = await client.get(f"http://{vm.network.fabric_address}:{SAMPLE_PORT}/{path}")
-    except (OSError, ReadError, RemoteProtocolError, WriteError):
+    except NOT_THERE:
         return 0, b""
     return answer.status, bytes(answer.content)
 

@@ -27,7 +27,7 @@ from ironworks.testkit.images import (
     File,
     Image,
     Layer,
-    directory,
+    cgi_scripts,
     make_tar,
     sample_image,
     static_busybox,
@@ -41,7 +41,6 @@ SAMPLED_SECONDS = 0.5
 """After it a sample has seen the end of the load."""
 SENT_BYTES = 12 * MIB
 READ_BYTES = 12 * MIB
-HEADER = "#!/bin/sh\nprintf 'Content-Type: application/octet-stream\\r\\n\\r\\n'\n"
 SCRIPTS = {
     "cpu": "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; echo $i",
     "send": f"head -c {SENT_BYTES} /dev/zero",
@@ -59,14 +58,8 @@ CLOCK = SystemClock()
 def loaded_image() -> Image:
     """The sample, with scripts that use CPU, disk and network as told."""
     sample = sample_image(static_busybox(), "amd64")
-    scripts = [
-        File(name=f"srv/cgi-bin/{name}.cgi", data=(HEADER + script).encode(), mode=0o755)
-        for name, script in SCRIPTS.items()
-    ]
     layer = [
-        directory("srv"),
-        directory("srv/cgi-bin"),
-        *scripts,
+        *cgi_scripts(SCRIPTS, "application/octet-stream"),
         symlink("bin/head", "busybox"),
         # Random, so that reading it from a compressed file system reads as much from the disk.
         File(name="blob", data=os.urandom(READ_BYTES)),

@@ -88,6 +88,16 @@ def opaque(name: str) -> File:
     return File(name=f"{name}/.wh..wh..opq")
 
 
+def cgi_scripts(scripts: Mapping[str, str], media_type: str) -> list[File]:
+    """Shell scripts that the sample's web server runs as `/cgi-bin/<name>.cgi`."""
+    header = f"#!/bin/sh\nprintf 'Content-Type: {media_type}\\r\\n\\r\\n'\n"
+    files = [
+        File(name=f"srv/cgi-bin/{name}.cgi", data=(header + script).encode(), mode=0o755)
+        for name, script in scripts.items()
+    ]
+    return [directory("srv"), directory("srv/cgi-bin"), *files]
+
+
 def make_tar(files: Iterable[File], tar_format: int = tarfile.PAX_FORMAT) -> bytes:
     """A tar of entries, in their order."""
     out = io.BytesIO()

@@ -11,9 +11,9 @@ from ironworks.runtime.rpc.direct import DIRECT
 _CONNECT_SECONDS: Final = 1.0
 _ANSWER_SECONDS: Final = 3.0
 _OK: Final = 200
-# A service that ends while it is asked resets the connection: the HTTP client has three errors for
-# that, none of them an OSError.
-_NOT_THERE: Final = (OSError, ReadError, RemoteProtocolError, WriteError)
+NOT_THERE: Final = (OSError, ReadError, RemoteProtocolError, WriteError)
+"""What the HTTP client raises where nobody answers. Who ends while being asked resets the
+connection: there are three errors for that, none of them an OSError."""
 
 
 class Readiness:
@@ -28,6 +28,6 @@ class Readiness:
         """Whether the service at `url` is there and ready; never raises for one that is not."""
         try:
             answer = await self._http.get(f"{url}/readyz")
-        except _NOT_THERE:
+        except NOT_THERE:
             return False
         return answer.status == _OK

@@ -1,10 +1,7 @@
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
@@ -13,7 +10,8 @@ from ironworks.metald.sampling import classes, sources
 from ironworks.metald.sampling.classes import InternalBytes, NoCounter
 from ironworks.metald.sampling.types import AbsenceReason
 
-NETNS = f"iwclass{os.getpid()}"
+from .conftest import ip
+
 GONE, UNREADABLE, MALFORMED = (
     -AbsenceReason.GONE,
     -AbsenceReason.UNREADABLE,
@@ -69,25 +67,8 @@ def test_without_the_tap_nothing_is_said() -> None:
     assert internal.at(GONE) == GONE
 
 
-def ip(*words: str, given: str = "") -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True, input=given.encode())
-
-
-def nft(script: str) -> None:
-    ip("netns", "exec", NETNS, "nft", "-f", "-", given=script)
-
-
-@pytest.fixture
-def namespace() -> Iterator[str]:
-    """A namespace with the guard's counter on one end of a pair."""
-    ip("netns", "add", NETNS)
-    try:
-        ip("-n", NETNS, "link", "add", "iwa", "type", "veth", "peer", "name", "iwb")
-        ip("-n", NETNS, "link", "set", "iwa", "up")
-        ip("-n", NETNS, "link", "set", "iwb", "up")
-        yield NETNS
-    finally:
-        ip("netns", "del", NETNS)
+def nft(namespace: str, script: str) -> None:
+    ip("netns", "exec", namespace, "nft", "-f", "-", given=script)
 
 
 TABLE = f"""
@@ -113,7 +94,7 @@ FRAMES_BYTES = 100 * 1000
 
 @pytest.mark.root
 def test_bytes_to_vms_are_counted_as_the_tap_counts_them(namespace: str) -> None:
-    nft(TABLE)
+    nft(namespace, TABLE)
     tap = sources.open_tap(namespace, "iwa")
     sent, internal = tap.transmit.read(), tap.internal.at(tap.transmit.read())
     ip("netns", "exec", namespace, sys.executable, "-c", SEND)
@@ -128,7 +109,7 @@ def test_bytes_to_vms_are_counted_as_the_tap_counts_them(namespace: str) -> None
 def test_a_counter_that_is_not_there_is_absent_until_it_is(namespace: str) -> None:
     tap = sources.open_tap(namespace, "iwa")
     assert tap.internal.at(100) == GONE
-    nft(TABLE)
+    nft(namespace, TABLE)
     assert tap.internal.at(100) == 0
     tap.close()
 

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,13 +9,14 @@ import pytest
 from ironworks.metald.sampling import sources
 from ironworks.metald.sampling.types import AbsenceReason
 
+from .conftest import ip
+
 GONE, UNREADABLE, MALFORMED, NO_SOURCE = (
     -AbsenceReason.GONE,
     -AbsenceReason.UNREADABLE,
     -AbsenceReason.MALFORMED,
     -AbsenceReason.NO_SOURCE,
 )
-NETNS = f"iwtest{os.getpid()}"
 
 
 def reading(content: bytes, directory: Path, parse: Callable[[bytes], int] = int) -> int:
@@ -93,22 +92,6 @@ def test_a_vm_without_network_has_no_tap() -> None:
 def test_a_namespace_that_is_gone_is_absent() -> None:
     tap = sources.open_tap("iw-none-such", "tap0")
     assert (tap.receive.read(), tap.transmit.read()) == (GONE, GONE)
-
-
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True)
-
-
-@pytest.fixture
-def namespace() -> Iterator[str]:
-    ip("netns", "add", NETNS)
-    try:
-        ip("-n", NETNS, "link", "add", "iwa", "type", "veth", "peer", "name", "iwb")
-        ip("-n", NETNS, "link", "set", "iwa", "up")
-        ip("-n", NETNS, "link", "set", "iwb", "up")
-        yield NETNS
-    finally:
-        ip("netns", "del", NETNS)
 
 
 SEND = """
