@@ -20,6 +20,7 @@ _LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
 _PLATFORM = {"os": "linux", "architecture": "amd64"}
 _SLOW_SECONDS = 0.2
 _SLOW_BYTES = 10_000
+_LOOK_SECONDS = 0.01
 _TLS_HELLO = b"\x16"
 _HUGE_BYTES = 64 << 20
 _CHUNK = b" " * (1 << 16)
@@ -193,6 +194,13 @@ async def _breaks_once(request: _Request) -> None:
         await request.answer("200 OK", LAYER[:half], length=len(LAYER))
 
 
+async def _denied(request: _Request) -> None:
+    """Not before the configuration was asked for: the client gives up at the first refusal."""
+    while not any(path.endswith(_digest(CONFIG)) for path in request.registry.asked):
+        await asyncio.sleep(_LOOK_SECONDS)
+    await request.answer("403 Forbidden", b"{}")
+
+
 BLOBS: dict[str, Handler] = {
     "other-bytes": _other_bytes,
     "more-bytes": lambda it: it.answer("200 OK", LAYER + bytes(100)),
@@ -208,7 +216,7 @@ BLOBS: dict[str, Handler] = {
 
 ONCE: dict[str, Handler] = {
     "breaks-once": _breaks_once,
-    "denied-bytes": lambda it: it.answer("403 Forbidden", b"{}"),
+    "denied-bytes": _denied,
 }
 """What is not simply refused."""
 
