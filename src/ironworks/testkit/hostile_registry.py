@@ -196,7 +196,7 @@ async def _breaks_once(request: _Request) -> None:
 
 async def _denied(request: _Request) -> None:
     """Not before the configuration was asked for: the client gives up at the first refusal."""
-    while not any(path.endswith(_digest(CONFIG)) for path in request.registry.asked):
+    while not any(path.endswith(_digest(CONFIG)) for path in request.registry.asked):  # noqa: ASYNC110 - many requests share the list
         await asyncio.sleep(_LOOK_SECONDS)
     await request.answer("403 Forbidden", b"{}")
 
