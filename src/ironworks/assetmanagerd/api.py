@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import Any
 
 from connectrpc.request import RequestContext
 
 from ironworks.assetmanagerd.app import Registry
-from ironworks.assetmanagerd.decide import collectable_at_ns
+from ironworks.assetmanagerd.decide import collectable_at_ns, shown
 from ironworks.assetmanagerd.intake import Intake
 from ironworks.assetmanagerd.leasing import Leasing
+from ironworks.assetmanagerd.positions import Positions
 from ironworks.assetmanagerd.repair import Fault, Repair
 from ironworks.assetmanagerd.types import (
     Asset,
@@ -36,11 +38,10 @@ from ironworks.gen.ironworks.assetmanagerd.v1 import asset_pb as pb
 from ironworks.gen.ironworks.assetmanagerd.v1.asset_connect import AssetService
 from ironworks.gen.ironworks.common.v1 import common_pb
 from ironworks.model.errors import InvalidRequest
-from ironworks.model.pages import encode_token, read_page
+from ironworks.model.pages import cut, read_page
 from ironworks.runtime.identity.caller import current_caller
 
 _Context = RequestContext[Any, Any]
-_T = TypeVar("_T")
 
 _KINDS: Mapping[pb.AssetKind, AssetKind] = {
     pb.AssetKind.KERNEL: AssetKind.KERNEL,
@@ -186,7 +187,6 @@ def _event(event: AssetEvent) -> pb.AssetEvent:
     before = pb.AssetState.UNSPECIFIED
     return pb.AssetEvent(
         asset_id=event.asset_id,
-        sequence=event.sequence,
         at_ns=event.at_ns,
         from_state=before if event.from_state is None else _STATES_OUT[event.from_state],
         to_state=_STATES_OUT[event.to_state],
@@ -228,17 +228,6 @@ def _verdict(verdict: Verdict) -> pb.GarbageVerdict:
     )
 
 
-def _trim(
-    items: list[_T], size: int, last: str, filters: tuple[object, ...]
-) -> tuple[list[_T], common_pb.PageInfo]:
-    """One page, and where the next begins, of items that were read with one too many."""
-    page = items[:size]
-    if len(items) <= size:
-        return page, common_pb.PageInfo()
-    key: str | int = getattr(page[-1], last)
-    return page, common_pb.PageInfo(next_page_token=encode_token((key,), filters))
-
-
 async def _chunks(stream: AsyncIterator[pb.UploadAssetRequest]) -> AsyncIterator[bytes]:
     async for message in stream:
         if message.part is None or message.part.field != "chunk":
@@ -257,6 +246,7 @@ class Handlers(AssetService):
         intake: Intake,
         repair: Repair,
         watches: Watches,
+        positions: Positions,
         ttl_seconds: int,
     ) -> None:
         self._registry = registry
@@ -264,6 +254,7 @@ class Handlers(AssetService):
         self._intake = intake
         self._repair = repair
         self._watches = watches
+        self._positions = positions
         self._ttl_seconds = ttl_seconds
 
     def _asset(self, asset: Asset) -> pb.Asset:
@@ -335,7 +326,7 @@ class Handlers(AssetService):
 
     async def get_asset(self, request: pb.GetAssetRequest, ctx: _Context, /) -> pb.GetAssetResponse:
         asset = await self._registry.get(_who(), request.asset_id)
-        return pb.GetAssetResponse(asset=self._asset(asset))
+        return pb.GetAssetResponse(asset=self._asset(shown(_who(), asset)))
 
     async def list_assets(
         self, request: pb.ListAssetsRequest, ctx: _Context, /
@@ -345,26 +336,38 @@ class Handlers(AssetService):
         filters = (who.tenant_id, who.sees_all, query)
         page = read_page(asked.page_size, asked.page_token, filters)
         found = await self._registry.page(who, query, page)
-        assets, info = _trim(found, page.size, "asset_id", filters)
-        return pb.ListAssetsResponse(assets=[self._asset(asset) for asset in assets], page=info)
+        assets, token = cut(found, page.size, lambda last: (last.asset_id,), filters)
+        return pb.ListAssetsResponse(
+            assets=[self._asset(shown(who, asset)) for asset in assets],
+            page=common_pb.PageInfo(next_page_token=token),
+        )
 
     async def query_asset(
         self, request: pb.QueryAssetRequest, ctx: _Context, /
     ) -> pb.QueryAssetResponse:
-        asset, because, count = await self._registry.query(_who(), _read_filter(request.filter))
+        who = _who()
+        asset, because, count = await self._registry.query(who, _read_filter(request.filter))
         return pb.QueryAssetResponse(
-            asset=self._asset(asset), chosen_because=because, candidate_count=count
+            asset=self._asset(shown(who, asset)), chosen_because=because, candidate_count=count
         )
 
     async def list_asset_events(
         self, request: pb.ListAssetEventsRequest, ctx: _Context, /
     ) -> pb.ListAssetEventsResponse:
-        asked = request.page or common_pb.PageRequest()
+        who, asked = _who(), request.page or common_pb.PageRequest()
         filters = (request.asset_id,)
         page = read_page(asked.page_size, asked.page_token, filters)
-        found = await self._registry.events(_who(), request.asset_id, page)
-        events, info = _trim(found, page.size, "sequence", filters)
-        return pb.ListAssetEventsResponse(events=[_event(event) for event in events], page=info)
+        if page.after:
+            after = self._positions.open(who, str(page.after[0]), "page_token")
+            page = replace(page, after=(after,))
+        found = await self._registry.events(who, request.asset_id, page)
+        events, token = cut(
+            found, page.size, lambda last: (self._positions.seal(who, last.sequence),), filters
+        )
+        return pb.ListAssetEventsResponse(
+            events=[_event(event) for event in events],
+            page=common_pb.PageInfo(next_page_token=token),
+        )
 
     async def archive_asset(
         self, request: pb.ArchiveAssetRequest, ctx: _Context, /
@@ -426,15 +429,15 @@ class Handlers(AssetService):
     async def watch_assets(  # pyright: ignore[reportIncompatibleMethodOverride] - a generator
         self, request: pb.WatchAssetsRequest, ctx: _Context, /
     ) -> AsyncIterator[pb.WatchAssetsResponse]:
-        changes = self._watches.changes(
-            _who(), _read_filter(request.filter), request.after_sequence
-        )
+        who = _who()
+        after = self._positions.open(who, request.after, "after") if request.after else None
+        changes = self._watches.changes(who, _read_filter(request.filter), after)
         async with aclosing(changes):
             async for change in changes:
                 yield pb.WatchAssetsResponse(
                     event=None if change.event is None else _event(change.event),
                     asset=None if change.asset is None else self._asset(change.asset),
-                    sequence=change.sequence,
+                    position=self._positions.seal(who, change.sequence),
                 )
 
     # --- leases -----------------------------------------------------------------------------------
@@ -478,8 +481,11 @@ class Handlers(AssetService):
         asked = request.page or common_pb.PageRequest()
         page = read_page(asked.page_size, asked.page_token, (query,))
         found = await self._leasing.leases(_who(), query, page)
-        leases, info = _trim(found, page.size, "lease_id", (query,))
-        return pb.ListLeasesResponse(leases=[_lease(lease) for lease in leases], page=info)
+        leases, token = cut(found, page.size, lambda last: (last.lease_id,), (query,))
+        return pb.ListLeasesResponse(
+            leases=[_lease(lease) for lease in leases],
+            page=common_pb.PageInfo(next_page_token=token),
+        )
 
     async def prepare_assets(
         self, request: pb.PrepareAssetsRequest, ctx: _Context, /

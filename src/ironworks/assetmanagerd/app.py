@@ -18,6 +18,7 @@ from ironworks.assetmanagerd.decide import (
     check_text,
     judge,
     next_state,
+    sees_use,
     unknown_asset,
 )
 from ironworks.assetmanagerd.types import (
@@ -106,9 +107,9 @@ class Registry:
 
     async def events(self, who: Who, asset_id: str, page: PageSpec) -> list[AssetEvent]:
         """A page of one asset's history, and one more if there is one more."""
-        await self.get(who, asset_id)
+        with_use = sees_use(who, (await self.get(who, asset_id)).tenant_id)
         return await self._database.read(
-            lambda connection: store.list_events(connection, asset_id, page)
+            lambda connection: store.list_events(connection, asset_id, page, with_use=with_use)
         )
 
     # --- lifecycle by hand ------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from ironworks.assetmanagerd.types import (
     MAX_TTL_SECONDS,
     MIN_TTL_SECONDS,
     Asset,
+    AssetEvent,
     AssetFilter,
     AssetState,
     Facts,
@@ -106,6 +107,40 @@ def next_state(asset: Asset, event: Event) -> AssetState:
 def sees(who: Who, asset: Asset) -> bool:
     """Whether `who` may know of `asset`: its own, and the platform's."""
     return who.sees_all or asset.tenant_id in ("", who.tenant_id)
+
+
+def sees_use(who: Who, tenant_id: str) -> bool:
+    """Whether `who` may know how assets of `tenant_id` are used.
+
+    All tenants use the platform's: to one of them, that would tell what the others do.
+    """
+    return bool(tenant_id) or who.is_service or who.sees_all
+
+
+def shown_state(who: Who, tenant_id: str, state: AssetState) -> AssetState:
+    """`state` of an asset of `tenant_id`, as `who` may know it."""
+    is_hidden = state is AssetState.IN_USE and not sees_use(who, tenant_id)
+    return AssetState.AVAILABLE if is_hidden else state
+
+
+def shown(who: Who, asset: Asset) -> Asset:
+    """`asset` as `who` may know it."""
+    if sees_use(who, asset.tenant_id):
+        return asset
+    return replace(
+        asset,
+        state=shown_state(who, asset.tenant_id, asset.state),
+        lease_count=0,
+        last_used_at_ns=0,
+        updated_at_ns=asset.created_at_ns,
+        revision=0,
+    )
+
+
+def tells(who: Who, event: AssetEvent, asset: Asset) -> bool:
+    """Whether `who` may know that `event` happened to `asset`."""
+    is_use = AssetState.IN_USE in (event.from_state, event.to_state)
+    return sees(who, asset) and (not is_use or sees_use(who, asset.tenant_id))
 
 
 def matches(asset: Asset, query: AssetFilter, state: AssetState) -> bool:
@@ -231,13 +266,14 @@ def check_filter(query: AssetFilter) -> None:
         check_sha256(query.sha256)
 
 
-def check_facts(facts: Facts, max_asset_bytes: int) -> None:
-    """Refuse facts out of bounds.
+def check_facts(facts: Facts, max_asset_bytes: int, *, named: bool = True) -> None:
+    """Refuse facts out of bounds; those of bytes that are not `named` yet have no SHA-256.
 
     Raises:
         InvalidRequest: says which.
     """
-    check_sha256(facts.sha256)
+    if named:
+        check_sha256(facts.sha256)
     if not 0 < facts.size_bytes <= max_asset_bytes:
         raise InvalidRequest(f"size_bytes must be 1 to {max_asset_bytes}.")
     if facts.format is not None and KIND_OF_FORMAT[facts.format] is not facts.kind:

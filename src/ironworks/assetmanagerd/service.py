@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 from prometheus_client import CollectorRegistry, Gauge
 
-from ironworks.assetmanagerd import lease_store
+from ironworks.assetmanagerd import lease_store, store
 from ironworks.assetmanagerd.api import Handlers
 from ironworks.assetmanagerd.app import Registry
 from ironworks.assetmanagerd.bytes.backend import AssetBytes, Backend
@@ -19,6 +19,7 @@ from ironworks.assetmanagerd.bytes.locks import DigestLocks
 from ironworks.assetmanagerd.bytes.staging import Staging
 from ironworks.assetmanagerd.intake import Intake
 from ironworks.assetmanagerd.leasing import Leasing
+from ironworks.assetmanagerd.positions import KEY_BYTES, Positions
 from ironworks.assetmanagerd.reconcilers import reconcilers
 from ironworks.assetmanagerd.repair import Fault, Repair
 from ironworks.assetmanagerd.types import AssetSettings
@@ -102,6 +103,8 @@ async def compose(chassis: Chassis[AssetSettings]) -> AsyncGenerator[Parts]:
         )
         repair = Repair(database=database, files=files, locks=locks, settings=settings, clock=clock)
         watches = Watches(database)
+        fresh = entropy.token_bytes(KEY_BYTES)
+        key = await database.write(lambda connection: store.position_key(connection, fresh))
         register_figures(chassis.registry, repair, watches)
         await leasing.grace()
         handlers = Handlers(
@@ -110,6 +113,7 @@ async def compose(chassis: Chassis[AssetSettings]) -> AsyncGenerator[Parts]:
             intake=intake,
             repair=repair,
             watches=watches,
+            positions=Positions(key, entropy),
             ttl_seconds=settings.asset_ttl_seconds,
         )
         yield Parts(

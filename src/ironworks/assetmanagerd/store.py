@@ -16,14 +16,17 @@ from sqlalchemy import (
     Connection,
     Row,
     String,
+    and_,
     bindparam,
     func,
     insert,
+    or_,
     select,
     update,
 )
 
-from ironworks.assetmanagerd.tables import ASSETS, EVENTS, HORIZON, LABELS
+from ironworks.assetmanagerd.decide import shown_state
+from ironworks.assetmanagerd.tables import ASSETS, EVENTS, HORIZON, LABELS, POSITION_KEY
 from ironworks.assetmanagerd.types import (
     Asset,
     AssetEvent,
@@ -37,6 +40,7 @@ from ironworks.assetmanagerd.types import (
 from ironworks.model.errors import Aborted
 from ironworks.model.pages import PageSpec
 from ironworks.storage.prepared import Prepared, inserting
+from ironworks.storage.upsert import upsert
 
 _LABELS = TypeAdapter(dict[str, str])
 _CONFIG = TypeAdapter(ImageConfig)
@@ -279,10 +283,10 @@ def _labelled(connection: Connection, key: str, value: str) -> ColumnElement[boo
     return has_it.where(LABELS.c.asset_id == ASSETS.c.asset_id).exists()
 
 
-def _matching(connection: Connection, query: AssetFilter) -> list[ColumnElement[bool]]:
+def _matching(connection: Connection, who: Who, query: AssetFilter) -> list[ColumnElement[bool]]:
     terms: list[ColumnElement[bool]] = []
     if query.states:
-        terms.append(ASSETS.c.state.in_([state.value for state in query.states]))
+        terms.append(_in_states(who, query.states))
     else:
         terms.append(ASSETS.c.state != AssetState.DELETED.value)
     if query.kind:
@@ -300,6 +304,18 @@ def _matching(connection: Connection, query: AssetFilter) -> list[ColumnElement[
     return terms
 
 
+def _in_states(who: Who, states: Sequence[AssetState]) -> ColumnElement[bool]:
+    """As `who` is shown the states: where it is told of no use, IN_USE is AVAILABLE."""
+    own = {state.value for state in states}
+    platforms = {state.value for state in AssetState if shown_state(who, "", state) in states}
+    if own == platforms:
+        return ASSETS.c.state.in_(own)
+    return or_(
+        and_(ASSETS.c.tenant_id != "", ASSETS.c.state.in_(own)),
+        and_(ASSETS.c.tenant_id == "", ASSETS.c.state.in_(platforms)),
+    )
+
+
 def _visible(who: Who) -> list[ColumnElement[bool]]:
     return [] if who.sees_all else [ASSETS.c.tenant_id.in_(["", who.tenant_id])]
 
@@ -308,7 +324,7 @@ def list_assets(
     connection: Connection, who: Who, query: AssetFilter, page: PageSpec
 ) -> list[Asset]:
     """Newest first; one more than the page, if there is one more."""
-    statement = _SELECT.where(*_matching(connection, query), *_visible(who))
+    statement = _SELECT.where(*_matching(connection, who, query), *_visible(who))
     if page.after:
         statement = statement.where(ASSETS.c.asset_id < str(page.after[0]))
     statement = statement.order_by(ASSETS.c.asset_id.desc()).limit(page.size + 1)
@@ -321,7 +337,7 @@ def newest_assets(
     """Newest of the tenant's own, newest of the platform's, and how many match in all."""
     usable = (AssetState.AVAILABLE, AssetState.IN_USE)
     terms = [
-        *_matching(connection, replace(query, states=usable)),
+        *_matching(connection, who, replace(query, states=usable)),
         *_visible(who),
         ASSETS.c.damage == "",
     ]
@@ -335,9 +351,23 @@ def newest_assets(
     return newest(ASSETS.c.tenant_id != ""), newest(ASSETS.c.tenant_id == ""), count
 
 
-def list_events(connection: Connection, asset_id: str, page: PageSpec) -> list[AssetEvent]:
-    """The history of one asset, oldest first; one more than the page, if there is one more."""
+def list_events(
+    connection: Connection, asset_id: str, page: PageSpec, *, with_use: bool
+) -> list[AssetEvent]:
+    """The history of one asset, oldest first; one more than the page, if there is one more.
+
+    Args:
+        connection: The transaction.
+        asset_id: Which.
+        page: Which part.
+        with_use: Also that it was leased, and no longer.
+    """
     statement = select(EVENTS).where(EVENTS.c.asset_id == asset_id)
+    if not with_use:
+        statement = statement.where(
+            EVENTS.c.to_state != AssetState.IN_USE.value,
+            EVENTS.c.from_state != AssetState.IN_USE.value,
+        )
     if page.after:
         statement = statement.where(EVENTS.c.sequence > int(page.after[0]))
     rows = connection.execute(statement.order_by(EVENTS.c.sequence).limit(page.size + 1))
@@ -365,6 +395,14 @@ def last_sequence(connection: Connection) -> int:
 def horizon(connection: Connection) -> int:
     """The histories are complete after this entry; 0 if nothing has been forgotten."""
     return connection.execute(select(HORIZON.c.sequence)).scalar() or 0
+
+
+def position_key(connection: Connection, fresh: bytes) -> bytes:
+    """The key of this registry; `fresh`, from now on, if it has none."""
+    connection.execute(
+        upsert(connection, POSITION_KEY).values(id=1, key=fresh).on_conflict_do_nothing()
+    )
+    return connection.execute(select(POSITION_KEY.c.key)).scalar_one()
 
 
 def events_after(

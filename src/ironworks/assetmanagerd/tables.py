@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
 
 from ironworks.storage.idempotency import idempotency_table
 from ironworks.storage.sql import NAMING_CONVENTION
@@ -127,6 +138,14 @@ HORIZON = Table(
     # One row: the history is complete after this entry, and before it entries have been forgotten.
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("sequence", BigInteger, nullable=False),
+)
+
+POSITION_KEY = Table(
+    "position_key",
+    METADATA,
+    # One row: what positions of watches are sealed with.
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("key", LargeBinary, nullable=False),
 )
 
 IDEMPOTENCY = idempotency_table(METADATA)

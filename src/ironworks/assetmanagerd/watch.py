@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from ironworks.assetmanagerd import store
-from ironworks.assetmanagerd.decide import check_filter, matches, sees
+from ironworks.assetmanagerd.decide import check_filter, matches, shown, tells
 from ironworks.assetmanagerd.types import Asset, AssetEvent, AssetFilter, Who
 from ironworks.model.errors import (
     FailedPrecondition,
@@ -38,9 +38,9 @@ class Change:
     """One message: a change, or only how far the watch has come.
 
     Attributes:
-        sequence: A watch that is resumed after it misses nothing.
+        sequence: A watch that is resumed after it misses nothing. To be sealed before it is told.
         event: What happened; None: nothing that this watch is about.
-        asset: The asset, as it was when the change was read.
+        asset: The asset, as it was when the change was read, and as who watches may know it.
     """
 
     sequence: int
@@ -96,12 +96,12 @@ class Watches:
         return len(found)
 
     async def changes(
-        self, who: Who, query: AssetFilter, after_sequence: int
+        self, who: Who, query: AssetFilter, after: int | None
     ) -> AsyncGenerator[Change]:
         """Changes of the assets that `who` may know of, in order, until nobody wants them.
 
         The first message says where the watch begins, and one comes every now and then when nothing
-        happens.
+        happens that it is about: at the same time, whatever happens to others.
 
         Raises:
             InvalidRequest: the filter, or a position that has not been reached.
@@ -111,28 +111,31 @@ class Watches:
         """
         check_filter(query)
         self._admit(who)
+        time = asyncio.get_running_loop().time
         self._watchers[who.tenant_id] += 1
         try:
-            position = await self._begin(after_sequence)
+            position = await self._begin(after)
             yield Change(sequence=position)
+            due_seconds = time() + _BOOKMARK_SECONDS
             while True:
                 news = self._news
                 if self._is_closed:
                     raise Unavailable(
-                        "assetmanagerd is stopping.", hint=f"Watch again, after {position}."
+                        "assetmanagerd is stopping.", hint="Watch again, after the last position."
                     )
                 found = await self._behind(position)
                 for event, asset in found:
                     position = event.sequence
-                    if sees(who, asset) and matches(asset, query, event.to_state):
-                        yield Change(sequence=position, event=event, asset=asset)
-                if found:
-                    continue
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(_BOOKMARK_SECONDS):
-                        await news.wait()
-                    continue
-                yield Change(sequence=position)
+                    if tells(who, event, asset) and matches(asset, query, event.to_state):
+                        yield Change(sequence=position, event=event, asset=shown(who, asset))
+                        due_seconds = time() + _BOOKMARK_SECONDS
+                if time() >= due_seconds:
+                    yield Change(sequence=position)
+                    due_seconds = time() + _BOOKMARK_SECONDS
+                elif not found:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout_at(due_seconds):
+                            await news.wait()
         finally:
             self._watchers[who.tenant_id] -= 1
 
@@ -143,16 +146,18 @@ class Watches:
                 hint="End one of the others first.",
             )
 
-    async def _begin(self, after_sequence: int) -> int:
+    async def _begin(self, after: int | None) -> int:
         def work(connection: Connection) -> tuple[int, int]:
             return store.last_sequence(connection), store.horizon(connection)
 
         last, horizon = await self._database.read(work)
-        if after_sequence > last or after_sequence < 0:
-            raise InvalidRequest(f"after_sequence is 0 to {last}, where the history ends.")
-        if after_sequence and after_sequence < horizon:
-            raise _forgotten(horizon)
-        return after_sequence or last
+        if after is None:
+            return last
+        if after > last:
+            raise InvalidRequest("after is of another history: this one does not reach so far.")
+        if after < horizon:
+            raise _forgotten()
+        return after
 
     async def _behind(self, position: int) -> list[tuple[AssetEvent, Asset]]:
         """What comes after `position`: from memory, or the next page of the history."""
@@ -164,12 +169,12 @@ class Watches:
 
         found, horizon = await self._database.read(work)
         if position < horizon:
-            raise _forgotten(horizon)
+            raise _forgotten()
         return found
 
 
-def _forgotten(horizon: int) -> FailedPrecondition:
+def _forgotten() -> FailedPrecondition:
     return FailedPrecondition(
-        f"The history is complete after {horizon} only.",
+        "The history no longer reaches back so far.",
         hint="List the assets, and watch from now on.",
     )

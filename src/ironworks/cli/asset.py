@@ -190,12 +190,12 @@ async def watch(
     kind: KindName = "any",
     state: States = None,
     label: Labels = None,
-    after: int = 0,
+    after: str = "",
     options: Options = DEFAULTS,
 ) -> None:
     """Show changes of assets as they happen, until interrupted.
 
-    With --json, one line for each message; its `sequence` is what --after takes.
+    With --json, one line for each message; its `position` is what --after takes.
 
     Args:
         kind: Only assets of this kind.
@@ -205,7 +205,7 @@ async def watch(
     """
     chosen, out = _filter(kind, state, label, ""), options.output()
     async with options.client() as client:
-        async for message in client.assets.watch(chosen=chosen, after_sequence=after):
+        async for message in client.assets.watch(chosen=chosen, after=after):
             if options.json:
                 out.line(message)
             elif message.event is not None:

@@ -6,11 +6,13 @@ import base64
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeGuard, cast
+from typing import TypeGuard, TypeVar, cast
 
 from ironworks.model.errors import InvalidRequest
 
+_T = TypeVar("_T")
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
 _MAX_TOKEN_CHARS = 4096
@@ -40,6 +42,19 @@ def encode_token(after: tuple[str | int, ...], filters: tuple[object, ...] = ())
     """The token of the page that begins after these sort keys."""
     body = json.dumps([_fingerprint(filters), *after], separators=(",", ":"))
     return base64.urlsafe_b64encode(body.encode()).decode().rstrip("=")
+
+
+def cut(
+    items: list[_T],
+    size: int,
+    key: Callable[[_T], tuple[str | int, ...]],
+    filters: tuple[object, ...] = (),
+) -> tuple[list[_T], str]:
+    """One page of items that were read with one too many, and the token of the next, if any."""
+    if len(items) <= size:
+        return items, ""
+    items = items[:size]
+    return items, encode_token(key(items[-1]), filters)
 
 
 def _is_key(value: object) -> TypeGuard[str | int]:

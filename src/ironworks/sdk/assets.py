@@ -92,7 +92,7 @@ class Assets(Resource):
         return await walk(ask, lambda a: a.events, limit=limit, page_token=page_token)
 
     async def watch(
-        self, *, chosen: asset_pb.AssetFilter | None = None, after_sequence: int = 0
+        self, *, chosen: asset_pb.AssetFilter | None = None, after: str = ""
     ) -> AsyncGenerator[asset_pb.WatchAssetsResponse]:
         """Changes of state as they happen; without an end.
 
@@ -101,13 +101,13 @@ class Assets(Resource):
 
         Args:
             chosen: Only these; `states` applies to the state after the change.
-            after_sequence: Go on after this; 0: from now on.
+            after: `position` of an earlier watch, to go on after it; empty: from now on.
 
         Raises:
             FailedPrecondition: the history no longer reaches back so far: list, then watch anew.
             Unavailable: the platform was away for longer than a restart takes.
         """
-        broken, position = 0, after_sequence
+        broken, position = 0, after
         while True:
             failure: Exception | None = None
             try:
@@ -116,7 +116,7 @@ class Assets(Resource):
                     async for message in messages:
                         if not is_first or message.event is not None:
                             broken = 0
-                        is_first, position = False, message.sequence
+                        is_first, position = False, message.position
                         yield message
             except IronError as error:
                 # A service that is killed breaks the stream in its midst: that is no answer of its.
@@ -126,16 +126,16 @@ class Assets(Resource):
             if broken >= MAX_BROKEN_STREAMS:
                 raise Unavailable(
                     f"Changes of assets cannot be followed: {failure or 'every stream ends.'}",
-                    hint=f"Watch again, after {position}.",
+                    hint=f"Watch again, after {position}." if position else "Watch again.",
                 )
             broken += 1
             await self._connection.clock.sleep(min(0.1 * 2**broken, _MAX_WAIT_SECONDS))
 
     async def _changes(
-        self, chosen: asset_pb.AssetFilter | None, after_sequence: int
+        self, chosen: asset_pb.AssetFilter | None, after: str
     ) -> AsyncGenerator[asset_pb.WatchAssetsResponse]:
         """One stream of them; ends when nothing comes for so long that it must have broken."""
-        request = asset_pb.WatchAssetsRequest(filter=chosen, after_sequence=after_sequence)
+        request = asset_pb.WatchAssetsRequest(filter=chosen, after=after)
         async with aclosing(
             self._connection.stream(AssetServiceClient, AssetServiceClient.watch_assets, request)
         ) as messages:

@@ -165,7 +165,6 @@ class _Builds(FakeBuilds):
 def _archived(asset_id: str) -> asset_pb.AssetEvent:
     return asset_pb.AssetEvent(
         asset_id=asset_id,
-        sequence=7,
         at_ns=_AT_NS,
         from_state=asset_pb.AssetState.AVAILABLE,
         to_state=asset_pb.AssetState.ARCHIVED,
@@ -225,11 +224,11 @@ class _Assets(_Handlers, AssetService):
         self, request: asset_pb.WatchAssetsRequest, ctx: Any
     ) -> AsyncIterator[asset_pb.WatchAssetsResponse]:
         self._api.ask("WatchAssets", request)
-        if request.after_sequence > 6:  # noqa: PLR2004 - all there is has been told
-            raise FailedPrecondition("The history is complete after 9 only.")
-        yield asset_pb.WatchAssetsResponse(sequence=6)
+        if request.after == "p7":
+            raise FailedPrecondition("The history no longer reaches back so far.")
+        yield asset_pb.WatchAssetsResponse(position="p6")
         yield asset_pb.WatchAssetsResponse(
-            sequence=7,
+            position="p7",
             event=_archived(ASSET_ID),
             asset=asset_pb.Asset(asset_id=ASSET_ID, kind=asset_pb.AssetKind.ROOTFS),
         )

@@ -7,9 +7,10 @@ import gzip
 import hashlib
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from protobuf import Oneof
@@ -19,6 +20,7 @@ from ironworks.assetmanagerd.service import compose
 from ironworks.assetmanagerd.types import AssetSettings
 from ironworks.gen.ironworks.assetmanagerd.v1 import asset_pb as pb
 from ironworks.gen.ironworks.assetmanagerd.v1.asset_connect import AssetServiceClient
+from ironworks.gen.ironworks.common.v1 import common_pb
 from ironworks.model.errors import FailedPrecondition, InvalidRequest, NotFound, PermissionDenied
 from ironworks.runtime.identity import ServiceSigner, ensure_service_keys
 from ironworks.runtime.rpc.client import Clients
@@ -168,6 +170,44 @@ async def test_tenants_do_not_see_each_other(settings: AssetSettings) -> None:
     assert theirs.asset is not None
     assert theirs.asset.asset_id != asset_id
     assert not theirs.existed
+
+
+async def test_a_watch_goes_on_from_its_own_position_only(settings: AssetSettings) -> None:
+    acme = client(settings, "builderd", "tnt_acme")
+    evil = client(settings, "builderd", "tnt_evil")
+
+    async def told(after: str, count: int) -> list[pb.WatchAssetsResponse]:
+        stream = acme.watch_assets(pb.WatchAssetsRequest(after=after))
+        async with aclosing(cast("AsyncGenerator[pb.WatchAssetsResponse]", stream)) as changes:
+            return [await anext(changes) for _ in range(count)]
+
+    begin = (await told("", 1))[0]
+    assert begin.event is None
+    for who, body in ((acme, INITRD), (evil, INITRD), (acme, INITRD[:-1] + b"x")):
+        claimed = claim(body, pb.AssetKind.INITRD)
+        await who.upload_asset(parts(claimed, claimed.sha256, body))
+    changes = (await told(begin.position, 5))[1:]
+    states = [(one.event.asset_id, one.event.to_state) for one in changes if one.event]
+    assert [state for _, state in states] == [pb.AssetState.REGISTERED, pb.AssetState.AVAILABLE] * 2
+    assert len({asset_id for asset_id, _ in states}) == 2
+    rest = await told(changes[1].position, 3)
+    assert [one.event and one.event.asset_id for one in rest[1:]] == [states[2][0]] * 2
+    with pytest.raises(InvalidRequest, match="not a position that this tenant was told"):
+        await anext(evil.watch_assets(pb.WatchAssetsRequest(after=begin.position)))
+
+    ask = pb.ListAssetEventsRequest(asset_id=states[0][0], page=common_pb.PageRequest(page_size=1))
+    gatewayd = client(settings, "gatewayd", "tnt_acme")
+    first = await gatewayd.list_asset_events(ask)
+    assert first.page is not None
+    token = first.page.next_page_token
+    ask.page = common_pb.PageRequest(page_size=1, page_token=token)
+    second = await gatewayd.list_asset_events(ask)
+    assert second.page is not None
+    assert not second.page.next_page_token
+    assert [one.to_state for one in (*first.events, *second.events)] == [
+        pb.AssetState.REGISTERED,
+        pb.AssetState.AVAILABLE,
+    ]
 
 
 async def test_only_metald_may_place_files(settings: AssetSettings) -> None:

@@ -38,6 +38,20 @@ async def hold(world: AssetWorld, asset: Asset) -> str:
     return lease.lease_id
 
 
+async def test_a_tenants_history_of_a_platforms_asset_has_no_use(world: AssetWorld) -> None:
+    kernel = await world.asset(who=PLATFORM, platform=True)
+    await world.leasing.acquire(
+        METALD, [kernel.asset_id], holder="vm_of_others", purpose="", ttl_seconds=0, key=""
+    )
+    person, page = Who(actor="key_1", tenant_id="tnt_evil"), PageSpec(size=100)
+    for who, states in (
+        (person, ["registered", "available"]),
+        (METALD, ["registered", "available", "in_use"]),
+    ):
+        events = await world.registry.events(who, kernel.asset_id, page)
+        assert [event.to_state.value for event in events] == states
+
+
 async def test_the_way_of_an_asset_by_hand_is_kept(world: AssetWorld) -> None:
     asset = await world.asset()
     with pytest.raises(FailedPrecondition, match="Archive it first"):

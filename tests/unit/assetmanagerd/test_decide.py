@@ -10,6 +10,7 @@ from ironworks.assetmanagerd import decide
 from ironworks.assetmanagerd.decide import TRANSITIONS, Event, judge, next_state
 from ironworks.assetmanagerd.types import (
     Asset,
+    AssetEvent,
     AssetFormat,
     AssetKind,
     AssetState,
@@ -33,6 +34,7 @@ ASSET = Asset(
     created_at_ns=1000 * NS_PER_SECOND,
     updated_at_ns=1000 * NS_PER_SECOND,
 )
+PERSON = Who(actor="key_2", tenant_id="tnt_acme")
 OPERATOR = Who(actor="key_1", sees_all=True)
 
 
@@ -68,6 +70,38 @@ def test_nothing_leads_from_in_use_to_gone_and_nothing_from_deleted() -> None:
 def test_who_sees_and_owns_what(who: Who, tenant_id: str, *, sees: bool, owns: bool) -> None:
     asset = replace(ASSET, tenant_id=tenant_id)
     assert (decide.sees(who, asset), decide.owns(who, asset)) == (sees, owns)
+
+
+@pytest.mark.parametrize(
+    ("who", "tenant_id", "told"),
+    [
+        (PERSON, "tnt_acme", True),
+        (PERSON, "", False),
+        (ACME, "", True),
+        (OPERATOR, "", True),
+    ],
+)
+def test_who_is_told_of_the_use_of_what(who: Who, tenant_id: str, *, told: bool) -> None:
+    used = replace(ASSET, tenant_id=tenant_id, state=S.IN_USE, lease_count=7, revision=9)
+    used = replace(used, last_used_at_ns=5, updated_at_ns=5 + ASSET.created_at_ns)
+    quiet = replace(ASSET, tenant_id=tenant_id, revision=0)
+    assert decide.shown(who, used) == (used if told else quiet)
+    for before, after, is_use in (
+        (S.AVAILABLE, S.IN_USE, True),
+        (S.IN_USE, S.AVAILABLE, True),
+        (S.REGISTERED, S.AVAILABLE, False),
+        (None, S.REGISTERED, False),
+    ):
+        event = AssetEvent(
+            asset_id="ast_1",
+            sequence=1,
+            at_ns=1,
+            from_state=before,
+            to_state=after,
+            reason="",
+            actor="",
+        )
+        assert decide.tells(who, event, used) == (told or not is_use)
 
 
 def test_changing_what_is_not_yours() -> None:

@@ -59,7 +59,9 @@ async def gone(database: Database, assets: Sequence[Asset], now_ns: int = 5) -> 
 
 
 async def history(database: Database, asset_id: str) -> list[AssetEvent]:
-    return await database.read(lambda c: store.list_events(c, asset_id, PageSpec(size=100)))
+    return await database.read(
+        lambda c: store.list_events(c, asset_id, PageSpec(size=100), with_use=True)
+    )
 
 
 async def test_collected_assets_are_tombstones_with_a_reason(database: Database) -> None:

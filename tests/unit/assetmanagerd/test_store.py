@@ -71,7 +71,7 @@ async def test_a_change_that_was_decided_on_an_old_record_is_refused(database: D
     assert (await change()).revision == 2
     with pytest.raises(Aborted):
         await change()
-    events = await database.read(lambda c: store.list_events(c, "ast_1", PAGE))
+    events = await database.read(lambda c: store.list_events(c, "ast_1", PAGE, with_use=True))
     assert [(event.reason, event.actor) for event in events] == [
         ("Registered.", "builderd"),
         ("r", "a"),
@@ -117,6 +117,30 @@ async def test_filters(database: Database, query: AssetFilter, *, found: bool) -
     assert bool(listed) == found
     stranger = Who(actor="x", tenant_id="tnt_evil")
     assert await database.read(lambda c: store.list_assets(c, stranger, query, PAGE)) == []
+
+
+async def test_a_tenant_finds_the_platforms_as_if_nobody_used_them(database: Database) -> None:
+    person = Who(actor="key_1", tenant_id="tnt_acme")
+    used = replace(ASSET, state=AssetState.IN_USE, lease_count=1)
+    theirs = replace(used, asset_id="ast_2", tenant_id="", sha256="1" * 64)
+    for asset in (used, theirs):
+        await database.write(lambda c, asset=asset: store.insert_asset(c, asset, "a"))
+    for who, state, ids in (
+        (person, AssetState.IN_USE, ["ast_1"]),
+        (person, AssetState.AVAILABLE, ["ast_2"]),
+        (ACME, AssetState.IN_USE, ["ast_2", "ast_1"]),
+        (ACME, AssetState.AVAILABLE, []),
+    ):
+        query = AssetFilter(states=(state,))
+        found = await database.read(
+            lambda c, who=who, query=query: store.list_assets(c, who, query, PAGE)
+        )
+        assert [asset.asset_id for asset in found] == ids
+
+
+async def test_the_key_of_positions_is_made_once(database: Database) -> None:
+    assert await database.write(lambda c: store.position_key(c, b"first")) == b"first"
+    assert await database.write(lambda c: store.position_key(c, b"second")) == b"first"
 
 
 async def test_the_platforms_newest_of_each_kind_is_needed(database: Database) -> None:
@@ -168,7 +192,7 @@ async def test_leases_change_what_they_change_and_nothing_else(database: Databas
             lambda c: store.use_assets(c, [(used, more)], reason="r", actor="metald")
         )
     assert await database.read(lambda c: store.read_asset(c, "ast_1")) == more
-    events = await database.read(lambda c: store.list_events(c, "ast_1", PAGE))
+    events = await database.read(lambda c: store.list_events(c, "ast_1", PAGE, with_use=True))
     assert [event.to_state.value for event in events] == ["available", "in_use"]
 
 

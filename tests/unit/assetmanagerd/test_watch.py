@@ -23,6 +23,7 @@ from ironworks.runtime.tasks import Tasks
 from ironworks.testkit.assets import ACME, EVIL, METALD, PLATFORM, AssetWorld, asset_world, squashfs
 
 ALL = AssetFilter()
+PERSON = Who(actor="key_1", tenant_id="tnt_acme")
 OPERATOR = Who(actor="op", sees_all=True)
 
 
@@ -53,7 +54,7 @@ async def said(changes: AsyncGenerator[Change], world: AssetWorld, count: int) -
 
 
 async def begun(
-    world: AssetWorld, who: Who = ACME, query: AssetFilter = ALL, after: int = 0
+    world: AssetWorld, who: Who = ACME, query: AssetFilter = ALL, after: int | None = None
 ) -> AsyncGenerator[Change]:
     changes = world.watches.changes(who, query, after)
     first = await anext(changes)
@@ -85,12 +86,13 @@ async def test_changes_come_in_order_to_all_who_may_know(world: AssetWorld) -> N
     assert world.watches.count == 0
 
 
-async def next_change(changes: AsyncGenerator[Change], world: AssetWorld) -> Change:
-    async def following() -> Change:
-        return await anext(changes)
+async def anext_of(changes: AsyncGenerator[Change]) -> Change:
+    return await anext(changes)
 
+
+async def next_change(changes: AsyncGenerator[Change], world: AssetWorld) -> Change:
     async with Tasks() as tasks:
-        waiting = tasks.start(following(), name="next")
+        waiting = tasks.start(anext_of(changes), name="next")
         while not waiting.done():
             await world.watches.activate()
             await asyncio.sleep(0.01)
@@ -117,11 +119,8 @@ async def test_filters_apply_to_the_state_after_the_change(world: AssetWorld) ->
     assert await said(archived, world, 1) == ["archived"]
     await world.watches.activate()
 
-    async def following() -> Change:
-        return await anext(kernels)
-
     async with Tasks() as tasks:
-        waiting = tasks.start(following(), name="kernels")
+        waiting = tasks.start(anext_of(kernels), name="kernels")
         await asyncio.sleep(0.05)
         assert not waiting.done()
         world.watches.close()
@@ -147,9 +146,8 @@ async def test_who_is_far_behind_gets_everything_once(
 
 async def test_positions_that_cannot_be_are_refused(world: AssetWorld) -> None:
     asset = await world.asset()
-    for after in (-1, 99):
-        with pytest.raises(InvalidRequest, match="where the history ends"):
-            await begun(world, after=after)
+    with pytest.raises(InvalidRequest, match="another history"):
+        await begun(world, after=99)
     await world.leasing.acquire(
         METALD, [asset.asset_id], holder="vm", purpose="", ttl_seconds=1, key=""
     )
@@ -185,9 +183,43 @@ async def test_a_watch_says_now_and_then_that_it_lives(
     await changes.aclose()
 
 
+async def test_of_the_platforms_assets_a_tenant_is_not_told_that_others_use_them(
+    world: AssetWorld,
+) -> None:
+    mine, everything = await begun(world, PERSON), await begun(world, OPERATOR)
+    kernel = await world.asset(squashfs(b"p"), PLATFORM, platform=True)
+    lease, _ = await world.leasing.acquire(
+        METALD, [kernel.asset_id], holder="vm", purpose="", ttl_seconds=0, key=""
+    )
+    await world.leasing.release(METALD, lease.lease_id)
+    await world.asset(squashfs(b"a"), ACME)
+    made = ["registered", "available"]
+    assert await said(everything, world, 6) == [*made, "in_use", "available", *made]
+    assert await said(mine, world, 4) == [*made, *made]
+    for changes in (mine, everything):
+        await changes.aclose()
+
+
+async def test_what_others_do_moves_no_message_of_a_watch(
+    world: AssetWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sign of life comes though there is always something new of somebody else."""
+    monkeypatch.setattr(watch, "_BOOKMARK_SECONDS", 0.05)
+    mine = await begun(world)
+    async with Tasks() as tasks:
+        waiting = tasks.start(anext_of(mine), name="next")
+        while not waiting.done():
+            asset = await world.asset(squashfs(b"evil"), EVIL)
+            await world.registry.archive(EVIL, asset.asset_id, "", "")
+            await world.registry.delete(EVIL, asset.asset_id, "", "")
+            await world.watches.activate()
+        assert (await waiting).event is None
+    await mine.aclose()
+
+
 async def test_a_stop_ends_all_watches_with_an_answer(world: AssetWorld) -> None:
     changes = await begun(world)
     world.watches.close()
     async with aclosing(changes):
-        with pytest.raises(Unavailable, match="Watch again, after 0"):
+        with pytest.raises(Unavailable, match="Watch again, after the last position"):
             await anext(changes)

@@ -85,14 +85,14 @@ async def test_history_and_watch_show_changes(iron: Iron) -> None:
     for shown in ("available → archived", "key_1", "not now"):
         assert shown in done.out
     await iron("asset", "history", "ast_none", status=66)
-    done = await iron("asset", "watch", "--after", "5", status=68)
+    done = await iron("asset", "watch", "--after", "p5", status=68)
     assert f"{ASSET_ID}  available → archived  not now" in done.out
     asked = [
-        one.after_sequence
+        one.after
         for one in iron.api.asked["WatchAssets"]
         if isinstance(one, asset_pb.WatchAssetsRequest)
     ]
-    assert asked == [5, 7], "where the first stream ended, the next one goes on"
+    assert asked == ["p5", "p7"], "where the first stream ended, the next one goes on"
 
 
 async def test_by_hand(iron: Iron) -> None:

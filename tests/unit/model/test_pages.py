@@ -10,6 +10,7 @@ from ironworks.model.pages import (
     DEFAULT_PAGE_SIZE,
     MAX_PAGE_SIZE,
     PageSpec,
+    cut,
     encode_token,
     read_page,
 )
@@ -23,6 +24,15 @@ def forged(*after: object) -> str:
 
 def encoded(content: object) -> str:
     return base64.urlsafe_b64encode(json.dumps(content).encode()).decode().rstrip("=")
+
+
+@pytest.mark.parametrize(("count", "there_is_more"), [(0, False), (2, False), (3, True)])
+def test_one_too_many_says_that_there_is_a_next_page(count: int, *, there_is_more: bool) -> None:
+    items, token = cut(list(range(count)), 2, lambda last: (last,), ("f",))
+    assert items == [0, 1][:count]
+    assert bool(token) == there_is_more
+    if token:
+        assert read_page(2, token, ("f",)).after == (1,)
 
 
 def test_the_first_page_begins_at_the_beginning_and_has_the_default_size() -> None:

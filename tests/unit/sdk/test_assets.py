@@ -84,17 +84,17 @@ async def test_a_broken_watch_goes_on_where_it_was_left(
     api: FakeApi, client: AsyncIronworks, error: IronError
 ) -> None:
     api.fail("WatchAssets", error, times=2)
-    watch = client.assets.watch(after_sequence=5)
-    assert [(await anext(watch)).sequence for _ in range(2)] == [6, 7]
+    watch = client.assets.watch(after="p5")
+    assert [(await anext(watch)).position for _ in range(2)] == ["p6", "p7"]
     # What a watch cannot mend ends it.
-    with pytest.raises(FailedPrecondition, match="complete after 9"):
+    with pytest.raises(FailedPrecondition, match="no longer reaches"):
         await anext(watch)
     asked = [
-        one.after_sequence
+        one.after
         for one in api.asked["WatchAssets"]
         if isinstance(one, asset_pb.WatchAssetsRequest)
     ]
-    assert asked == [5, 5, 5, 7]
+    assert asked == ["p5", "p5", "p5", "p7"]
 
 
 async def test_a_watch_of_a_platform_that_stays_away_says_where_to_go_on(
@@ -103,8 +103,8 @@ async def test_a_watch_of_a_platform_that_stays_away_says_where_to_go_on(
     monkeypatch.setattr(assets, "MAX_BROKEN_STREAMS", 2)
     api.fail("WatchAssets", Unavailable("away"), times=1000)
     with pytest.raises(Unavailable, match="away") as error:
-        await anext(client.assets.watch(after_sequence=5))
-    assert error.value.hint == "Watch again, after 5."
+        await anext(client.assets.watch(after="p5"))
+    assert error.value.hint == "Watch again, after p5."
 
 
 async def test_a_watch_that_is_silent_for_too_long_is_begun_again(
@@ -113,4 +113,4 @@ async def test_a_watch_that_is_silent_for_too_long_is_begun_again(
     monkeypatch.setattr(assets, "MAX_BROKEN_STREAMS", 2)
     monkeypatch.setattr(assets, "SILENCE_SECONDS", 0.0)
     with pytest.raises(Unavailable, match="every stream ends"):
-        await anext(client.assets.watch(after_sequence=5))
+        await anext(client.assets.watch(after="p5"))

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from ironworks.gen.ironworks.common.v1.common_pb import PageInfo, PageRequest
-from ironworks.model.pages import PageSpec, encode_token, read_page
+from ironworks.model.pages import PageSpec, read_page
+from ironworks.model.pages import cut as cut_page
 
 _T = TypeVar("_T")
 
@@ -21,7 +22,5 @@ def cut(
     items: list[_T], page: PageSpec, key: Callable[[_T], tuple[str | int, ...]], *filters: object
 ) -> tuple[list[_T], PageInfo]:
     """The page of a list that is one item longer than the page if there is a next one."""
-    if len(items) <= page.size:
-        return items, PageInfo()
-    items = items[: page.size]
-    return items, PageInfo(next_page_token=encode_token(key(items[-1]), filters))
+    items, token = cut_page(items, page.size, key, filters)
+    return items, PageInfo(next_page_token=token)

@@ -46,7 +46,7 @@ class Assets:
         return self._portal.run(self._inner.history(asset_id, limit=limit, page_token=page_token))
 
     def watch(
-        self, *, chosen: asset_pb.AssetFilter | None = None, after_sequence: int = 0
+        self, *, chosen: asset_pb.AssetFilter | None = None, after: str = ""
     ) -> Generator[asset_pb.WatchAssetsResponse]:
         """Changes of state as they happen; without an end.
 
@@ -55,13 +55,13 @@ class Assets:
 
         Args:
             chosen: Only these; `states` applies to the state after the change.
-            after_sequence: Go on after this; 0: from now on.
+            after: `position` of an earlier watch, to go on after it; empty: from now on.
 
         Raises:
             FailedPrecondition: the history no longer reaches back so far: list, then watch anew.
             Unavailable: the platform was away for longer than a restart takes.
         """
-        return self._portal.iterate(self._inner.watch(chosen=chosen, after_sequence=after_sequence))
+        return self._portal.iterate(self._inner.watch(chosen=chosen, after=after))
 
     def archive(self, asset_id: str, *, reason: str = "") -> asset_pb.Asset:
         """Put an asset away: no new leases, and it is not collected."""

@@ -140,10 +140,10 @@ class AssetService(Protocol):
         WatchAssets answers every change of state, in order, until the caller hangs up. At most 32 of a
         tenant watch at the same time, 256 in all.
 
-        Errors: `failed_precondition` if the history no longer reaches back to `after_sequence`: list,
-        then watch from now on; `invalid_argument` for an `after_sequence` that has not been reached;
+        Errors: `failed_precondition` if the history no longer reaches back to `after`: list, then
+        watch from now on; `invalid_argument` for an `after` that no watch of this tenant has answered;
         `resource_exhausted` if too many watch; `unavailable` if the service stops: watch again, after
-        the last `sequence`.
+        the last `position`.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -766,10 +766,10 @@ class AssetServiceClient(ConnectClient):
         WatchAssets answers every change of state, in order, until the caller hangs up. At most 32 of a
         tenant watch at the same time, 256 in all.
 
-        Errors: `failed_precondition` if the history no longer reaches back to `after_sequence`: list,
-        then watch from now on; `invalid_argument` for an `after_sequence` that has not been reached;
+        Errors: `failed_precondition` if the history no longer reaches back to `after`: list, then
+        watch from now on; `invalid_argument` for an `after` that no watch of this tenant has answered;
         `resource_exhausted` if too many watch; `unavailable` if the service stops: watch again, after
-        the last `sequence`.
+        the last `position`.
         """
         return self.execute_server_stream(
             request=request,
@@ -1048,10 +1048,10 @@ class AssetServiceSync(Protocol):
         WatchAssets answers every change of state, in order, until the caller hangs up. At most 32 of a
         tenant watch at the same time, 256 in all.
 
-        Errors: `failed_precondition` if the history no longer reaches back to `after_sequence`: list,
-        then watch from now on; `invalid_argument` for an `after_sequence` that has not been reached;
+        Errors: `failed_precondition` if the history no longer reaches back to `after`: list, then
+        watch from now on; `invalid_argument` for an `after` that no watch of this tenant has answered;
         `resource_exhausted` if too many watch; `unavailable` if the service stops: watch again, after
-        the last `sequence`.
+        the last `position`.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -1672,10 +1672,10 @@ class AssetServiceClientSync(ConnectClientSync):
         WatchAssets answers every change of state, in order, until the caller hangs up. At most 32 of a
         tenant watch at the same time, 256 in all.
 
-        Errors: `failed_precondition` if the history no longer reaches back to `after_sequence`: list,
-        then watch from now on; `invalid_argument` for an `after_sequence` that has not been reached;
+        Errors: `failed_precondition` if the history no longer reaches back to `after`: list, then
+        watch from now on; `invalid_argument` for an `after` that no watch of this tenant has answered;
         `resource_exhausted` if too many watch; `unavailable` if the service stops: watch again, after
-        the last `sequence`.
+        the last `position`.
         """
         return self.execute_server_stream(
             request=request,
