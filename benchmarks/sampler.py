@@ -26,6 +26,7 @@ from ironworks.metald.cgroup.groups import GroupLimits, HostGroups
 from ironworks.metald.sampling import classes
 from ironworks.metald.sampling.sampler import HostSampler
 from ironworks.metald.sampling.sources import (
+    READ_BYTES,
     CounterFile,
     cpu_nanoseconds,
     open_source,
@@ -48,7 +49,6 @@ PAIRS, QUICK_PAIRS = 3, 2
 GOAL_CORE = 0.35
 GOAL_RATIO = 2.0
 GOAL_LATENESS_MS = 10.0
-READ_BYTES = 1024
 _CLOCK = SystemClock()
 
 

@@ -29,6 +29,7 @@ class TickColumns:
     """One tick: row i of every column belongs to ring `rows[i]`.
 
     `absent` has the absence reasons of the readings, four bits each; 0 where all are present.
+    `readings` has a column for each of `COLUMNS`.
     """
 
     seq: int
@@ -36,7 +37,7 @@ class TickColumns:
     rows: Rows
     offset_us: npt.NDArray[np.int32]
     absent: npt.NDArray[np.uint32]
-    values: Mapping[ColumnName, npt.NDArray[np.uint64]]
+    readings: npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +125,7 @@ class Rings:
         self._offset_us[rows, position] = tick.offset_us[new]
         self._absent[rows, position] = tick.absent[new]
         self._sealed[rows, position] = False
-        self._values[rows, position] = np.stack([tick.values[name] for name in COLUMNS], 1)[new]
+        self._values[rows, position] = tick.readings[new]
         return len(rows)
 
     def is_new(self, row: int, seq: int) -> bool:

@@ -33,6 +33,9 @@ ALL_COUNTERS = (
     "network_internal_bytes",
 )
 
+REASON_BITS = 4
+_COUNTERS = [samples_pb.Counter(number) for number in range(1, len(ALL_COUNTERS) + 1)]
+
 
 def reading(name: str, seq: int) -> int:
     """What every VM reads at a tick: one vCPU half used, and so on."""
@@ -97,7 +100,10 @@ def tick(
     at_ns: int | None = None,
 ) -> samples_pb.Tick:
     """One tick with the samples of `reading`."""
-    columns = {name: [reading(name, seq)] * len(slots) for name in ALL_COUNTERS}
+    readings = [[reading(name, seq)] * len(slots) for name in ALL_COUNTERS]
+    absent = np.zeros(len(slots), "<u4")
+    for one in absences:
+        absent[one.row] |= int(one.reason) << REASON_BITS * (int(one.counter) - 1)
     return samples_pb.Tick(
         seq=seq,
         at_ns=EPOCH_AT_NS + seq * TICK_NS if at_ns is None else at_ns,
@@ -105,10 +111,32 @@ def tick(
         detached=list(detached),
         losses=list(losses),
         slots=list(slots),
-        offset_us=[100 + slot for slot in slots],
-        absences=list(absences),
-        **columns,
+        offsets=np.array([100 + slot for slot in slots], "<i4").tobytes(),
+        readings=np.array(readings, "<u8").tobytes(),
+        absent=absent.tobytes() if absences else b"",
     )
+
+
+def column_of(one: samples_pb.Tick, counter: int) -> list[int]:
+    """One reading of every row of a tick."""
+    readings = np.frombuffer(one.readings, "<u8").reshape(len(ALL_COUNTERS), -1)
+    return readings[int(counter) - 1].tolist()
+
+
+def offsets_of(one: samples_pb.Tick) -> list[int]:
+    """When each row of a tick was read, microseconds after the grid instant."""
+    return np.frombuffer(one.offsets, "<i4").tolist()
+
+
+def absences_of(one: samples_pb.Tick, row: int = 0) -> dict[str, str]:
+    """What a row of a tick lacks, and why."""
+    word = int(np.frombuffer(one.absent, "<u4")[row]) if one.absent else 0
+    reasons = {counter: word >> REASON_BITS * (int(counter) - 1) & 15 for counter in _COUNTERS}
+    return {
+        counter.name: samples_pb.AbsenceReason(reason).name
+        for counter, reason in reasons.items()
+        if reason
+    }
 
 
 def said(

@@ -15,7 +15,7 @@ def columns(seq: int, rows: list[int], at_ns: int | None = None) -> TickColumns:
         rows=np.array(rows, np.intp),
         offset_us=np.arange(len(rows), dtype=np.int32),
         absent=np.zeros(len(rows), np.uint32),
-        values={name: np.full(len(rows), seq, np.uint64) for name in COLUMNS},
+        readings=np.full((len(rows), len(COLUMNS)), seq, np.uint64),
     )
 
 

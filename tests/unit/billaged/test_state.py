@@ -6,7 +6,6 @@ from ironworks.billaged.state import MeterState
 from ironworks.billaged.types import VmKey
 from ironworks.gen.ironworks.billaged.v1 import samples_pb
 from ironworks.gen.ironworks.billaged.v1.samples_pb import (
-    AbsenceReason,
     GapReason,
     LifecycleEventType,
 )
@@ -111,14 +110,14 @@ def test_losses_that_touch_are_one() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"cpu_ns": [1, 2]},
-        {"offset_us": []},
+        {"readings": bytes(8)},
+        {"offsets": b""},
         {"slots": [1, 1]},
         {"slots": [9]},
         {"at_ns": 0},
         {"seq": -1},
-        {"absences": [samples_pb.Absence(row=3, counter=samples_pb.Counter.CPU)]},
-        {"absences": [samples_pb.Absence(row=0, reason=samples_pb.AbsenceReason.GONE)]},
+        {"absent": bytes(8)},
+        {"absent": b"\0\0\0\x10"},
         {"attached": [samples_pb.VmAttachment(slot=4, vm_id="vm_x")]},
         {"attached": [samples_pb.VmAttachment(slot=4, tenant_id="tnt_x")]},
     ],
@@ -157,13 +156,3 @@ def test_a_checkpoint_read_after_the_samples_keeps_them() -> None:
     state = running()
     state.restore(state.checkpoint())
     assert state.is_open(ONE, 0)
-
-
-def test_a_log_of_before_internal_bytes_were_read_lacks_that_reading() -> None:
-    state = running()
-    old = tick(1, [1])
-    old.network_internal_bytes = []
-    state.apply_tick(2, old, segment=1)
-    row = state.vms[ONE].row
-    assert state.rings.sample(row, 0).absent.tolist() == [0]
-    assert state.rings.sample(row, 1).absent.tolist() == [AbsenceReason.NO_SOURCE << 24]

@@ -7,15 +7,19 @@ offers one columnar message. Attachments are changed only between two awaits, so
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import os
+from array import array
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Protocol
 
 import structlog
 
 from ironworks.gen.ironworks.billaged.v1 import samples_pb as pb
 from ironworks.metald.sampling.sources import (
+    MAX_VALUE,
+    READ_BYTES,
+    CounterFile,
     Source,
     TapSources,
     cpu_nanoseconds,
@@ -26,7 +30,6 @@ from ironworks.metald.sampling.types import (
     TICK_NS,
     AbsenceReason,
     BlockCounters,
-    Counter,
     LossReason,
     VmSource,
 )
@@ -41,8 +44,9 @@ BLOCK_TIMEOUT_SECONDS = 0.05
 """How long a tick waits for VMMs: half of itself."""
 ANCHOR_TOLERANCE_NS = 5_000_000
 """The wall clock may drift as far from the monotonic one before grid instants follow it."""
-MAX_KEPT_ABSENCES = 16_384
-"""Two of each of 8,192 VMs."""
+REASON_BITS = 4
+"""Of a tick's `absent`, for each reading."""
+_CLOSED = (-1, -1, -1, -1)
 
 
 class Sink(Protocol):
@@ -81,8 +85,19 @@ class _Attached:
     tap: TapSources
     last_seq: int = -1
     pending: asyncio.Task[BlockCounters | None] | None = None
+    descriptors: tuple[int, int, int, int] = _CLOSED
+    """Of CPU, memory, bytes received and sent; -1 where there is no file."""
+
+    def __post_init__(self) -> None:
+        cpu, memory, receive, transmit = [
+            source.descriptor if isinstance(source, CounterFile) else -1
+            for source in (self.cpu, self.memory, self.tap.receive, self.tap.transmit)
+        ]
+        self.descriptors = cpu, memory, receive, transmit
 
     def close(self) -> None:
+        # Whoever still holds the row must not read a file that gets one of these numbers next.
+        self.descriptors = _CLOSED
         self.cpu.close()
         self.memory.close()
         self.tap.close()
@@ -251,13 +266,24 @@ class HostSampler:
 
     def _read(self, rows: list[_Attached]) -> _Columns:
         """One pass over what is attached: most of a tick's time, so nothing is made for a row."""
-        columns, monotonic_ns = _Columns(rows), self._clock.monotonic_ns
+        columns, monotonic_ns, pread = _Columns(rows), self._clock.monotonic_ns, os.pread
         for one in rows:
             columns.at_monotonic_ns.append(monotonic_ns())
-            columns.cpu_ns.append(one.cpu.read())
-            columns.memory_bytes.append(one.memory.read())
-            columns.receive_bytes.append(one.tap.receive.read())
-            transmit_bytes = one.tap.transmit.read()
+            cpu, memory, receive, transmit = one.descriptors
+            try:
+                cpu_ns = cpu_nanoseconds(pread(cpu, READ_BYTES, 0))
+                memory_bytes = int(pread(memory, READ_BYTES, 0))
+                receive_bytes = int(pread(receive, READ_BYTES, 0))
+                transmit_bytes = int(pread(transmit, READ_BYTES, 0))
+            except (OSError, ValueError):
+                cpu_ns = memory_bytes = receive_bytes = transmit_bytes = -1
+            if not 0 <= cpu_ns | memory_bytes | receive_bytes | transmit_bytes <= MAX_VALUE:
+                # One by one, so that each says why it is absent.
+                cpu_ns, memory_bytes = one.cpu.read(), one.memory.read()
+                receive_bytes, transmit_bytes = one.tap.receive.read(), one.tap.transmit.read()
+            columns.cpu_ns.append(cpu_ns)
+            columns.memory_bytes.append(memory_bytes)
+            columns.receive_bytes.append(receive_bytes)
             columns.transmit_bytes.append(transmit_bytes)
             columns.internal_bytes.append(one.tap.internal.at(transmit_bytes))
         return columns
@@ -279,7 +305,18 @@ class HostSampler:
         losses: list[pb.TickLoss] | None = None,
     ) -> None:
         blocks = [_blocks_of(one) for one in columns.rows]
-        absences: list[pb.Absence] = []
+        # In the order of `Counter`.
+        readings = [
+            columns.cpu_ns,
+            columns.memory_bytes,
+            [read_bytes for read_bytes, _ in blocks],
+            [write_bytes for _, write_bytes in blocks],
+            columns.receive_bytes,
+            columns.transmit_bytes,
+            columns.internal_bytes,
+        ]
+        absent, absences = _absent(readings)
+        offsets = [(at_ns - seq * TICK_NS) // NS_PER_US for at_ns in columns.at_monotonic_ns]
         tick = pb.Tick(
             seq=seq,
             at_ns=self._grid_at_ns(seq),
@@ -287,25 +324,13 @@ class HostSampler:
             detached=detached or [],
             losses=losses or [],
             slots=[one.slot for one in columns.rows],
-            offset_us=[(at_ns - seq * TICK_NS) // NS_PER_US for at_ns in columns.at_monotonic_ns],
-            cpu_ns=_present(columns.cpu_ns, Counter.CPU, absences),
-            memory_bytes=_present(columns.memory_bytes, Counter.MEMORY, absences),
-            disk_read_bytes=_present([one[0] for one in blocks], Counter.DISK_READ, absences),
-            disk_write_bytes=_present([one[1] for one in blocks], Counter.DISK_WRITE, absences),
-            network_receive_bytes=_present(
-                columns.receive_bytes, Counter.NETWORK_RECEIVE, absences
-            ),
-            network_transmit_bytes=_present(
-                columns.transmit_bytes, Counter.NETWORK_TRANSMIT, absences
-            ),
-            network_internal_bytes=_present(
-                columns.internal_bytes, Counter.NETWORK_INTERNAL, absences
-            ),
+            offsets=array("i", offsets).tobytes(),
+            readings=b"".join([_present(column) for column in readings]),
+            absent=absent,
         )
-        tick.absences = absences
         for one in columns.rows:
             one.last_seq = seq
-        self.statistics.absences += len(absences)
+        self.statistics.absences += absences
         self._sink.offer(tick)
 
 
@@ -347,18 +372,26 @@ def _attachment(one: _Attached, seq: int) -> pb.VmAttachment:
     )
 
 
-def _present(column: list[int], counter: Counter, absences: list[pb.Absence]) -> list[int]:
-    """The column as it is sent: where a reading is absent, 0; its reason goes to `absences`."""
-    if min(column) >= 0:
-        return column
-    absences += [_absence(row, counter, -value) for row, value in enumerate(column) if value < 0]
-    return [max(value, 0) for value in column]
+def _present(column: list[int]) -> bytes:
+    """The column as it is sent: where a reading is absent, 0."""
+    if min(column) < 0:
+        column = [max(value, 0) for value in column]
+    return array("Q", column).tobytes()
 
 
-@lru_cache(maxsize=MAX_KEPT_ABSENCES)
-def _absence(row: int, counter: Counter, reason: int) -> pb.Absence:
-    """Made once: a VM without a disk lacks the same readings in every tick. Nobody changes it."""
-    return pb.Absence(row=row, counter=pb.Counter(counter), reason=pb.AbsenceReason(reason))
+def _absent(readings: Sequence[list[int]]) -> tuple[bytes, int]:
+    """Why readings are absent, as it is sent, and how many are."""
+    words = [0] * len(readings[0])
+    count = 0
+    for place, column in enumerate(readings):
+        if min(column) < 0:
+            shift = place * REASON_BITS
+            words = [
+                word | -value << shift if value < 0 else word
+                for word, value in zip(words, column, strict=True)
+            ]
+            count += sum([value < 0 for value in column])
+    return (array("I", words).tobytes() if count else b""), count
 
 
 _NO_BLOCKS = (-AbsenceReason.NO_SOURCE, -AbsenceReason.NO_SOURCE)

@@ -22,8 +22,8 @@ from ironworks.metald.sampling.types import AbsenceReason
 
 _log = structlog.stdlib.get_logger()
 
-READ_BYTES = 1024
-"""More than any of these files has before the number we want."""
+READ_BYTES = 64
+"""More than any of these files has before the end of the number we want."""
 MAX_VALUE = (1 << 64) - 1
 US_PER_NS = 1000
 

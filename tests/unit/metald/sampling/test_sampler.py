@@ -16,10 +16,12 @@ from ironworks.metald.sampling.types import (
     BlockCounters,
     BlockReader,
     CgroupFiles,
+    Counter,
     VmSource,
 )
 from ironworks.runtime.tasks import Tasks
 from ironworks.testkit.clock import FakeClock
+from ironworks.testkit.metering import absences_of, column_of, offsets_of
 
 TICK_SECONDS = TICK_NS / 1e9
 
@@ -92,16 +94,12 @@ async def host(tmp_path: Path) -> AsyncIterator[Host]:
         sampler.close()
 
 
-def absences(tick: pb.Tick) -> dict[str, str]:
-    return {one.counter.name: one.reason.name for one in tick.absences}
-
-
 async def test_the_first_sample_is_taken_before_attach_returns(host: Host) -> None:
     await host.sampler.attach(host.vm())
     [tick] = host.sink.ticks
-    assert (tick.seq, tick.offset_us) == (10_000, [30_000])
+    assert (tick.seq, offsets_of(tick)) == (10_000, [30_000])
     assert tick.at_ns == host.clock.now_ns() - 30_000_000
-    assert (tick.cpu_ns, tick.memory_bytes) == ([5], [7])
+    assert (column_of(tick, Counter.CPU), column_of(tick, Counter.MEMORY)) == ([5], [7])
     [attached] = tick.attached
     assert (attached.vm_id, attached.first_seq, attached.vcpus) == ("vm_1", 10_000, 2)
     assert tick.slots == [attached.slot]
@@ -114,8 +112,8 @@ async def test_what_cannot_be_read_is_absent_and_never_zero(host: Host) -> None:
     await host.clock.advance(TICK_SECONDS)
     await host.sampler.tick()
     tick = host.sink.ticks[-1]
-    assert tick.cpu_ns == [0]
-    assert absences(tick) == {
+    assert column_of(tick, Counter.CPU) == [0]
+    assert absences_of(tick) == {
         "CPU": "MALFORMED",
         "DISK_READ": "NO_SOURCE",
         "DISK_WRITE": "NO_SOURCE",
@@ -139,7 +137,7 @@ async def test_ticks_stand_on_the_grid_and_missed_ones_are_lost_not_made_up(host
         (10_002, 10_003, "SAMPLER_LATE")
     ]
     assert ticks[0].losses == []
-    assert ticks[1].offset_us == [45_000]
+    assert offsets_of(ticks[1]) == [45_000]
     assert ticks[1].at_ns - ticks[0].at_ns == 3 * TICK_NS
     statistics = host.sampler.statistics
     assert (statistics.ticks, statistics.ticks_lost) == (2, 2)
@@ -153,7 +151,7 @@ async def test_the_loop_ticks_at_every_instant(host: Host) -> None:
         await asyncio.sleep(0)
         await host.clock.advance(1.0)
     assert [tick.seq for tick in host.sink.ticks] == list(range(10_000, 10_011))
-    assert {tick.offset_us[0] for tick in host.sink.ticks[1:]} <= {0}
+    assert {offsets_of(tick)[0] for tick in host.sink.ticks[1:]} <= {0}
 
 
 async def test_the_last_sample_is_numbered_ahead_of_the_grid(host: Host) -> None:
@@ -161,9 +159,9 @@ async def test_the_last_sample_is_numbered_ahead_of_the_grid(host: Host) -> None
     host.write(9, 9)
     await host.sampler.detach("vm_1")
     last = host.sink.ticks[-1]
-    assert (last.seq, last.offset_us) == (10_001, [-70_000])
+    assert (last.seq, offsets_of(last)) == (10_001, [-70_000])
     assert last.detached == last.slots
-    assert last.cpu_ns == [9]
+    assert column_of(last, Counter.CPU) == [9]
     assert host.sampler.vm_ids == ()
     await host.sampler.detach("vm_1")
     await host.clock.advance(1)
@@ -211,7 +209,10 @@ async def test_block_counters_are_asked_at_every_tick(host: Host) -> None:
     await host.sampler.attach(host.vm(read_blocks=read))
     await host.clock.advance(TICK_SECONDS)
     await host.sampler.tick()
-    assert [(tick.disk_read_bytes, tick.disk_write_bytes) for tick in host.sink.ticks] == [
+    assert [
+        (column_of(tick, Counter.DISK_READ), column_of(tick, Counter.DISK_WRITE))
+        for tick in host.sink.ticks
+    ] == [
         ([1], [2]),
         ([2], [4]),
     ]
@@ -234,7 +235,7 @@ async def test_a_vmm_that_hangs_delays_nobody_and_is_asked_once(host: Host) -> N
     assert asked == 1
     tick = host.sink.ticks[-1]
     assert len(tick.slots) == 2
-    hung = {one.counter.name: one.reason.name for one in tick.absences if one.row == 0}
+    hung = absences_of(tick)
     assert hung["DISK_READ"] == hung["DISK_WRITE"] == "TIMEOUT"
 
 
@@ -248,8 +249,8 @@ async def test_a_vmm_that_fails_or_lies_is_absent(host: Host) -> None:
     await host.sampler.attach(host.vm("vm_1", read_blocks=fail))
     await host.sampler.attach(host.vm("vm_2", read_blocks=lie))
     failed, lied = host.sink.ticks
-    assert absences(failed)["DISK_READ"] == "UNREADABLE"
-    assert absences(lied)["DISK_WRITE"] == "MALFORMED"
+    assert absences_of(failed)["DISK_READ"] == "UNREADABLE"
+    assert absences_of(lied)["DISK_WRITE"] == "MALFORMED"
 
 
 async def test_a_vm_that_is_detached_while_a_tick_waits_gets_no_sample_after_its_last(

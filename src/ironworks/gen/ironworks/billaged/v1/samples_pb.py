@@ -380,7 +380,7 @@ class Absence(Message[_AbsenceFields]):
         counter: Counter
         reason: AbsenceReason
 
-_TickFields: TypeAlias = Literal["seq", "at_ns", "attached", "detached", "losses", "slots", "offset_us", "cpu_ns", "memory_bytes", "disk_read_bytes", "disk_write_bytes", "network_receive_bytes", "network_transmit_bytes", "absences", "network_internal_bytes"]
+_TickFields: TypeAlias = Literal["seq", "at_ns", "attached", "detached", "losses", "slots", "offset_us", "cpu_ns", "memory_bytes", "disk_read_bytes", "disk_write_bytes", "network_receive_bytes", "network_transmit_bytes", "absences", "network_internal_bytes", "offsets", "readings", "absent"]
 
 class Tick(Message[_TickFields]):
     """
@@ -433,63 +433,84 @@ class Tick(Message[_TickFields]):
             repeated uint32 slots = 6 [packed = true];
             ```
         offset_us:
-            When each row was read, in microseconds after the grid instant; negative only for a VM's last
-            sample, which is numbered ahead of the grid.
+            Written by nobody any more, and read from logs of before: `offsets` instead.
 
             ```proto
             repeated sint32 offset_us = 7 [packed = true];
             ```
         cpu_ns:
-            CPU time, cumulative nanoseconds.
+            As `offset_us`, like all columns up to 15: `readings` instead.
 
             ```proto
             repeated uint64 cpu_ns = 8 [packed = true];
             ```
         memory_bytes:
-            Memory now, bytes.
+            See `readings`.
 
             ```proto
             repeated uint64 memory_bytes = 9 [packed = true];
             ```
         disk_read_bytes:
-            Disk bytes read, cumulative.
+            See `readings`.
 
             ```proto
             repeated uint64 disk_read_bytes = 10 [packed = true];
             ```
         disk_write_bytes:
-            Disk bytes written, cumulative.
+            See `readings`.
 
             ```proto
             repeated uint64 disk_write_bytes = 11 [packed = true];
             ```
         network_receive_bytes:
-            Network bytes received by the guest, cumulative.
+            See `readings`.
 
             ```proto
             repeated uint64 network_receive_bytes = 12 [packed = true];
             ```
         network_transmit_bytes:
-            Network bytes sent by the guest, cumulative.
+            See `readings`.
 
             ```proto
             repeated uint64 network_transmit_bytes = 13 [packed = true];
             ```
         absences:
-            Readings that are missing; their column holds 0, which means nothing.
+            See `absent`.
 
             ```proto
             repeated ironworks.billaged.v1.Absence absences = 14;
             ```
         network_internal_bytes:
-            Of the network bytes sent, those to VMs of the platform, cumulative.
+            See `readings`.
 
             ```proto
             repeated uint64 network_internal_bytes = 15 [packed = true];
             ```
+        offsets:
+            When each row was read, in microseconds after the grid instant; negative only for a VM's last
+            sample, which is numbered ahead of the grid. A little-endian int32 a row.
+
+            ```proto
+            bytes offsets = 16;
+            ```
+        readings:
+            All readings: a column for each `Counter`, in their order from COUNTER_CPU, one after the other;
+            in each a little-endian uint64 a row. A reading that is absent is 0, which means nothing.
+
+            ```proto
+            bytes readings = 17;
+            ```
+        absent:
+            Why readings are absent: a little-endian uint32 a row, in which four bits for each `Counter`,
+            the lowest for COUNTER_CPU, hold an AbsenceReason, or 0 where the reading is there. Empty if no
+            reading of the tick is absent.
+
+            ```proto
+            bytes absent = 18;
+            ```
     """
 
-    __slots__ = ("seq", "at_ns", "attached", "detached", "losses", "slots", "offset_us", "cpu_ns", "memory_bytes", "disk_read_bytes", "disk_write_bytes", "network_receive_bytes", "network_transmit_bytes", "absences", "network_internal_bytes")
+    __slots__ = ("seq", "at_ns", "attached", "detached", "losses", "slots", "offset_us", "cpu_ns", "memory_bytes", "disk_read_bytes", "disk_write_bytes", "network_receive_bytes", "network_transmit_bytes", "absences", "network_internal_bytes", "offsets", "readings", "absent")
 
     if TYPE_CHECKING:
 
@@ -511,6 +532,9 @@ class Tick(Message[_TickFields]):
             network_transmit_bytes: list[int] | None = None,
             absences: list[Absence] | None = None,
             network_internal_bytes: list[int] | None = None,
+            offsets: bytes = b"",
+            readings: bytes = b"",
+            absent: bytes = b"",
         ) -> None:
             pass
 
@@ -529,6 +553,9 @@ class Tick(Message[_TickFields]):
         network_transmit_bytes: list[int]
         absences: list[Absence]
         network_internal_bytes: list[int]
+        offsets: bytes
+        readings: bytes
+        absent: bytes
 
 class Counter(Enum):
     """
@@ -800,7 +827,7 @@ class LifecycleEventType(Enum):
 
 
 _DESC = file_desc(
-    b'\n#ironworks/billaged/v1/samples.proto\x12\x15ironworks.billaged.v1"\xab\x01\n\x03Gap\x12\x13\n\x05vm_id\x18\x01 \x01(\tR\x04vmId\x12\x1d\n\nboot_epoch\x18\x02 \x01(\x03R\tbootEpoch\x12\x1b\n\tfirst_seq\x18\x03 \x01(\x03R\x08firstSeq\x12\x19\n\x08last_seq\x18\x04 \x01(\x03R\x07lastSeq\x128\n\x06reason\x18\x05 \x01(\x0e2 .ironworks.billaged.v1.GapReasonR\x06reason"\xa5\x02\n\x0eLifecycleEvent\x12\x13\n\x05vm_id\x18\x01 \x01(\tR\x04vmId\x12\x1b\n\ttenant_id\x18\x02 \x01(\tR\x08tenantId\x12\x1d\n\nboot_epoch\x18\x03 \x01(\x03R\tbootEpoch\x12=\n\x04type\x18\x04 \x01(\x0e2).ironworks.billaged.v1.LifecycleEventTypeR\x04type\x12\x13\n\x05at_ns\x18\x05 \x01(\x03R\x04atNs\x12\x14\n\x05vcpus\x18\x06 \x01(\x05R\x05vcpus\x12!\n\x0cmemory_bytes\x18\x07 \x01(\x03R\x0bmemoryBytes\x12\x1d\n\ndisk_bytes\x18\x08 \x01(\x03R\tdiskBytes\x12\x16\n\x06reason\x18\t \x01(\tR\x06reason"\xa5\x02\n\x0cVmAttachment\x12\x12\n\x04slot\x18\x01 \x01(\rR\x04slot\x12\x13\n\x05vm_id\x18\x02 \x01(\tR\x04vmId\x12\x1b\n\ttenant_id\x18\x03 \x01(\tR\x08tenantId\x12#\n\rdeployment_id\x18\x04 \x01(\tR\x0cdeploymentId\x12\x1d\n\nboot_epoch\x18\x05 \x01(\x03R\tbootEpoch\x12\x14\n\x05vcpus\x18\x06 \x01(\x05R\x05vcpus\x12!\n\x0cmemory_bytes\x18\x07 \x01(\x03R\x0bmemoryBytes\x12\x1d\n\ndisk_bytes\x18\x08 \x01(\x03R\tdiskBytes\x12\x1b\n\tfirst_seq\x18\t \x01(\x03R\x08firstSeq\x12\x16\n\x06paused\x18\n \x01(\x08R\x06paused"|\n\x08TickLoss\x12\x1b\n\tfirst_seq\x18\x01 \x01(\x03R\x08firstSeq\x12\x19\n\x08last_seq\x18\x02 \x01(\x03R\x07lastSeq\x128\n\x06reason\x18\x03 \x01(\x0e2 .ironworks.billaged.v1.GapReasonR\x06reason"\x93\x01\n\x07Absence\x12\x10\n\x03row\x18\x01 \x01(\rR\x03row\x128\n\x07counter\x18\x02 \x01(\x0e2\x1e.ironworks.billaged.v1.CounterR\x07counter\x12<\n\x06reason\x18\x03 \x01(\x0e2$.ironworks.billaged.v1.AbsenceReasonR\x06reason"\xde\x04\n\x04Tick\x12\x10\n\x03seq\x18\x01 \x01(\x03R\x03seq\x12\x13\n\x05at_ns\x18\x02 \x01(\x03R\x04atNs\x12?\n\x08attached\x18\x03 \x03(\x0b2#.ironworks.billaged.v1.VmAttachmentR\x08attached\x12\x1a\n\x08detached\x18\x04 \x03(\rR\x08detached\x127\n\x06losses\x18\x05 \x03(\x0b2\x1f.ironworks.billaged.v1.TickLossR\x06losses\x12\x14\n\x05slots\x18\x06 \x03(\rR\x05slots\x12\x1b\n\toffset_us\x18\x07 \x03(\x11R\x08offsetUs\x12\x15\n\x06cpu_ns\x18\x08 \x03(\x04R\x05cpuNs\x12!\n\x0cmemory_bytes\x18\t \x03(\x04R\x0bmemoryBytes\x12&\n\x0fdisk_read_bytes\x18\n \x03(\x04R\rdiskReadBytes\x12(\n\x10disk_write_bytes\x18\x0b \x03(\x04R\x0ediskWriteBytes\x122\n\x15network_receive_bytes\x18\x0c \x03(\x04R\x13networkReceiveBytes\x124\n\x16network_transmit_bytes\x18\r \x03(\x04R\x14networkTransmitBytes\x12:\n\x08absences\x18\x0e \x03(\x0b2\x1e.ironworks.billaged.v1.AbsenceR\x08absences\x124\n\x16network_internal_bytes\x18\x0f \x03(\x04R\x14networkInternalBytes*\xcf\x01\n\x07Counter\x12\x17\n\x13COUNTER_UNSPECIFIED\x10\x00\x12\x0f\n\x0bCOUNTER_CPU\x10\x01\x12\x12\n\x0eCOUNTER_MEMORY\x10\x02\x12\x15\n\x11COUNTER_DISK_READ\x10\x03\x12\x16\n\x12COUNTER_DISK_WRITE\x10\x04\x12\x1b\n\x17COUNTER_NETWORK_RECEIVE\x10\x05\x12\x1c\n\x18COUNTER_NETWORK_TRANSMIT\x10\x06\x12\x1c\n\x18COUNTER_NETWORK_INTERNAL\x10\x07*\xbf\x01\n\rAbsenceReason\x12\x1e\n\x1aABSENCE_REASON_UNSPECIFIED\x10\x00\x12\x1c\n\x18ABSENCE_REASON_NO_SOURCE\x10\x01\x12\x17\n\x13ABSENCE_REASON_GONE\x10\x02\x12\x1a\n\x16ABSENCE_REASON_TIMEOUT\x10\x03\x12\x1d\n\x19ABSENCE_REASON_UNREADABLE\x10\x04\x12\x1c\n\x18ABSENCE_REASON_MALFORMED\x10\x05*\xa1\x02\n\tGapReason\x12\x1a\n\x16GAP_REASON_UNSPECIFIED\x10\x00\x12\x1b\n\x17GAP_REASON_SAMPLER_LATE\x10\x01\x12\x19\n\x15GAP_REASON_AGENT_DOWN\x10\x02\x12\x1e\n\x1aGAP_REASON_STREAM_OVERFLOW\x10\x03\x12\x18\n\x14GAP_REASON_VM_PAUSED\x10\x04\x12\x19\n\x15GAP_REASON_UNREADABLE\x10\x05\x12\x17\n\x13GAP_REASON_LOG_FULL\x10\x06\x12\x1a\n\x16GAP_REASON_LOG_DAMAGED\x10\x07\x12\x1a\n\x16GAP_REASON_QUARANTINED\x10\x08\x12\x1a\n\x16GAP_REASON_UNEXPLAINED\x10\t*\x87\x02\n\x12LifecycleEventType\x12$\n LIFECYCLE_EVENT_TYPE_UNSPECIFIED\x10\x00\x12 \n\x1cLIFECYCLE_EVENT_TYPE_STARTED\x10\x01\x12\x1f\n\x1bLIFECYCLE_EVENT_TYPE_PAUSED\x10\x02\x12 \n\x1cLIFECYCLE_EVENT_TYPE_RESUMED\x10\x03\x12 \n\x1cLIFECYCLE_EVENT_TYPE_RESIZED\x10\x04\x12 \n\x1cLIFECYCLE_EVENT_TYPE_STOPPED\x10\x05\x12"\n\x1eLIFECYCLE_EVENT_TYPE_HEARTBEAT\x10\x06b\x06proto3',
+    b'\n#ironworks/billaged/v1/samples.proto\x12\x15ironworks.billaged.v1"\xab\x01\n\x03Gap\x12\x13\n\x05vm_id\x18\x01 \x01(\tR\x04vmId\x12\x1d\n\nboot_epoch\x18\x02 \x01(\x03R\tbootEpoch\x12\x1b\n\tfirst_seq\x18\x03 \x01(\x03R\x08firstSeq\x12\x19\n\x08last_seq\x18\x04 \x01(\x03R\x07lastSeq\x128\n\x06reason\x18\x05 \x01(\x0e2 .ironworks.billaged.v1.GapReasonR\x06reason"\xa5\x02\n\x0eLifecycleEvent\x12\x13\n\x05vm_id\x18\x01 \x01(\tR\x04vmId\x12\x1b\n\ttenant_id\x18\x02 \x01(\tR\x08tenantId\x12\x1d\n\nboot_epoch\x18\x03 \x01(\x03R\tbootEpoch\x12=\n\x04type\x18\x04 \x01(\x0e2).ironworks.billaged.v1.LifecycleEventTypeR\x04type\x12\x13\n\x05at_ns\x18\x05 \x01(\x03R\x04atNs\x12\x14\n\x05vcpus\x18\x06 \x01(\x05R\x05vcpus\x12!\n\x0cmemory_bytes\x18\x07 \x01(\x03R\x0bmemoryBytes\x12\x1d\n\ndisk_bytes\x18\x08 \x01(\x03R\tdiskBytes\x12\x16\n\x06reason\x18\t \x01(\tR\x06reason"\xa5\x02\n\x0cVmAttachment\x12\x12\n\x04slot\x18\x01 \x01(\rR\x04slot\x12\x13\n\x05vm_id\x18\x02 \x01(\tR\x04vmId\x12\x1b\n\ttenant_id\x18\x03 \x01(\tR\x08tenantId\x12#\n\rdeployment_id\x18\x04 \x01(\tR\x0cdeploymentId\x12\x1d\n\nboot_epoch\x18\x05 \x01(\x03R\tbootEpoch\x12\x14\n\x05vcpus\x18\x06 \x01(\x05R\x05vcpus\x12!\n\x0cmemory_bytes\x18\x07 \x01(\x03R\x0bmemoryBytes\x12\x1d\n\ndisk_bytes\x18\x08 \x01(\x03R\tdiskBytes\x12\x1b\n\tfirst_seq\x18\t \x01(\x03R\x08firstSeq\x12\x16\n\x06paused\x18\n \x01(\x08R\x06paused"|\n\x08TickLoss\x12\x1b\n\tfirst_seq\x18\x01 \x01(\x03R\x08firstSeq\x12\x19\n\x08last_seq\x18\x02 \x01(\x03R\x07lastSeq\x128\n\x06reason\x18\x03 \x01(\x0e2 .ironworks.billaged.v1.GapReasonR\x06reason"\x93\x01\n\x07Absence\x12\x10\n\x03row\x18\x01 \x01(\rR\x03row\x128\n\x07counter\x18\x02 \x01(\x0e2\x1e.ironworks.billaged.v1.CounterR\x07counter\x12<\n\x06reason\x18\x03 \x01(\x0e2$.ironworks.billaged.v1.AbsenceReasonR\x06reason"\xac\x05\n\x04Tick\x12\x10\n\x03seq\x18\x01 \x01(\x03R\x03seq\x12\x13\n\x05at_ns\x18\x02 \x01(\x03R\x04atNs\x12?\n\x08attached\x18\x03 \x03(\x0b2#.ironworks.billaged.v1.VmAttachmentR\x08attached\x12\x1a\n\x08detached\x18\x04 \x03(\rR\x08detached\x127\n\x06losses\x18\x05 \x03(\x0b2\x1f.ironworks.billaged.v1.TickLossR\x06losses\x12\x14\n\x05slots\x18\x06 \x03(\rR\x05slots\x12\x1b\n\toffset_us\x18\x07 \x03(\x11R\x08offsetUs\x12\x15\n\x06cpu_ns\x18\x08 \x03(\x04R\x05cpuNs\x12!\n\x0cmemory_bytes\x18\t \x03(\x04R\x0bmemoryBytes\x12&\n\x0fdisk_read_bytes\x18\n \x03(\x04R\rdiskReadBytes\x12(\n\x10disk_write_bytes\x18\x0b \x03(\x04R\x0ediskWriteBytes\x122\n\x15network_receive_bytes\x18\x0c \x03(\x04R\x13networkReceiveBytes\x124\n\x16network_transmit_bytes\x18\r \x03(\x04R\x14networkTransmitBytes\x12:\n\x08absences\x18\x0e \x03(\x0b2\x1e.ironworks.billaged.v1.AbsenceR\x08absences\x124\n\x16network_internal_bytes\x18\x0f \x03(\x04R\x14networkInternalBytes\x12\x18\n\x07offsets\x18\x10 \x01(\x0cR\x07offsets\x12\x1a\n\x08readings\x18\x11 \x01(\x0cR\x08readings\x12\x16\n\x06absent\x18\x12 \x01(\x0cR\x06absent*\xcf\x01\n\x07Counter\x12\x17\n\x13COUNTER_UNSPECIFIED\x10\x00\x12\x0f\n\x0bCOUNTER_CPU\x10\x01\x12\x12\n\x0eCOUNTER_MEMORY\x10\x02\x12\x15\n\x11COUNTER_DISK_READ\x10\x03\x12\x16\n\x12COUNTER_DISK_WRITE\x10\x04\x12\x1b\n\x17COUNTER_NETWORK_RECEIVE\x10\x05\x12\x1c\n\x18COUNTER_NETWORK_TRANSMIT\x10\x06\x12\x1c\n\x18COUNTER_NETWORK_INTERNAL\x10\x07*\xbf\x01\n\rAbsenceReason\x12\x1e\n\x1aABSENCE_REASON_UNSPECIFIED\x10\x00\x12\x1c\n\x18ABSENCE_REASON_NO_SOURCE\x10\x01\x12\x17\n\x13ABSENCE_REASON_GONE\x10\x02\x12\x1a\n\x16ABSENCE_REASON_TIMEOUT\x10\x03\x12\x1d\n\x19ABSENCE_REASON_UNREADABLE\x10\x04\x12\x1c\n\x18ABSENCE_REASON_MALFORMED\x10\x05*\xa1\x02\n\tGapReason\x12\x1a\n\x16GAP_REASON_UNSPECIFIED\x10\x00\x12\x1b\n\x17GAP_REASON_SAMPLER_LATE\x10\x01\x12\x19\n\x15GAP_REASON_AGENT_DOWN\x10\x02\x12\x1e\n\x1aGAP_REASON_STREAM_OVERFLOW\x10\x03\x12\x18\n\x14GAP_REASON_VM_PAUSED\x10\x04\x12\x19\n\x15GAP_REASON_UNREADABLE\x10\x05\x12\x17\n\x13GAP_REASON_LOG_FULL\x10\x06\x12\x1a\n\x16GAP_REASON_LOG_DAMAGED\x10\x07\x12\x1a\n\x16GAP_REASON_QUARANTINED\x10\x08\x12\x1a\n\x16GAP_REASON_UNEXPLAINED\x10\t*\x87\x02\n\x12LifecycleEventType\x12$\n LIFECYCLE_EVENT_TYPE_UNSPECIFIED\x10\x00\x12 \n\x1cLIFECYCLE_EVENT_TYPE_STARTED\x10\x01\x12\x1f\n\x1bLIFECYCLE_EVENT_TYPE_PAUSED\x10\x02\x12 \n\x1cLIFECYCLE_EVENT_TYPE_RESUMED\x10\x03\x12 \n\x1cLIFECYCLE_EVENT_TYPE_RESIZED\x10\x04\x12 \n\x1cLIFECYCLE_EVENT_TYPE_STOPPED\x10\x05\x12"\n\x1eLIFECYCLE_EVENT_TYPE_HEARTBEAT\x10\x06b\x06proto3',
     [],
     {
         "Gap": Gap,
