@@ -20,7 +20,7 @@ from ironworks.assetmanagerd import lease_store, store
 from ironworks.assetmanagerd.bytes.appender import Appender
 from ironworks.assetmanagerd.bytes.backend import AssetBytes, object_name
 from ironworks.assetmanagerd.bytes.disk import Hashed, Hasher, read_head
-from ironworks.assetmanagerd.bytes.formats import Found, examine
+from ironworks.assetmanagerd.bytes.formats import Found, examine_file
 from ironworks.assetmanagerd.bytes.locks import DigestLocks
 from ironworks.assetmanagerd.decide import (
     Event,
@@ -194,13 +194,18 @@ class Intake:
                 raise
             async with kept.local(asset.stored_as, asset.size_bytes) as path:
                 head = await asyncio.to_thread(read_head, path)
-                return examine(head, asset.size_bytes, facts, host_architecture())
+                return await asyncio.to_thread(
+                    examine_file, path, head, facts, host_architecture()
+                )
         if found.size_bytes != asset.size_bytes:
             raise InvalidRequest(f"There are {found.size_bytes} bytes, not {asset.size_bytes}.")
         if found.sha256 != asset.sha256:
             raise InvalidRequest("The bytes have another SHA-256 than was claimed.")
-        format_found = examine(found.head, found.size_bytes, facts, host_architecture())
-        await kept.keep(self._files.staging.path / name, asset.stored_as, found.size_bytes)
+        path = self._files.staging.path / name
+        format_found = await asyncio.to_thread(
+            examine_file, path, found.head, facts, host_architecture()
+        )
+        await kept.keep(path, asset.stored_as, found.size_bytes)
         return format_found
 
     async def _lacks_bytes(self, asset: Asset) -> bool:

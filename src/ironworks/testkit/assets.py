@@ -17,6 +17,7 @@ from ironworks.assetmanagerd.bytes.disk import digest
 from ironworks.assetmanagerd.bytes.local import LocalBackend
 from ironworks.assetmanagerd.bytes.locks import DigestLocks
 from ironworks.assetmanagerd.bytes.staging import Staging
+from ironworks.assetmanagerd.bytes.state_file import crc64
 from ironworks.assetmanagerd.intake import Intake
 from ironworks.assetmanagerd.leasing import Leasing
 from ironworks.assetmanagerd.repair import Repair
@@ -45,6 +46,13 @@ def squashfs(payload: bytes = b"") -> bytes:
         + struct.pack("<8Q", 0, used, 96, absent, 96, 96, absent, absent)
         + body
     )
+
+
+def firecracker_state(architecture: str = "amd64", version: str = "8.0.0") -> bytes:
+    """The state file of a snapshot, as Firecracker up to 1.14 writes it."""
+    magic = {"amd64": 0x0710_1984_8664_0000, "arm64": 0x0710_1984_AAAA_0000}[architecture]
+    body = struct.pack("<QQ", magic, len(version)) + version.encode() + bytes(range(200))
+    return body + crc64(body).to_bytes(8, "little")
 
 
 def facts(body: bytes, kind: AssetKind = AssetKind.ROOTFS) -> Facts:

@@ -9,6 +9,7 @@ import os
 import struct
 import subprocess
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import zstandard
 
 from ironworks.assetmanagerd.bytes.appender import FLUSH_BYTES, Appender
 from ironworks.assetmanagerd.bytes.disk import Hasher
-from ironworks.assetmanagerd.bytes.formats import examine
+from ironworks.assetmanagerd.bytes.formats import examine, examine_file
 from ironworks.assetmanagerd.bytes.local import LocalBackend
 from ironworks.assetmanagerd.bytes.place import open_below, place, split_below
 from ironworks.assetmanagerd.bytes.staging import Staging
@@ -29,7 +30,7 @@ from ironworks.model.errors import (
     PermissionDenied,
     ResourceExhausted,
 )
-from ironworks.testkit.assets import squashfs
+from ironworks.testkit.assets import firecracker_state, squashfs
 
 CPIO = b"070701" + b"0" * 506
 
@@ -107,13 +108,18 @@ def test_a_real_snapshot_of_qemu_is_one(tmp_path: Path) -> None:
         see(body, AssetKind.ROOTFS)
 
 
-def firecracker(architecture: int = 0x8664, size_bytes: int = 5000) -> bytes:
-    return (0x0710_1984_0000_0000 + (architecture << 16)).to_bytes(8, "little").ljust(size_bytes)
-
-
-def test_the_state_of_a_vm_of_firecracker_is_a_snapshot_of_its_architecture() -> None:
-    assert see(firecracker(), AssetKind.SNAPSHOT) == ("vm_snapshot", "amd64")
-    assert see(firecracker(0xAAAA), AssetKind.SNAPSHOT) == ("vm_snapshot", "arm64")
+@pytest.mark.parametrize("architecture", ["amd64", "arm64"])
+def test_the_state_of_a_vm_of_firecracker_is_a_snapshot_of_its_architecture(
+    tmp_path: Path, architecture: str
+) -> None:
+    body = firecracker_state(architecture)
+    assert see(body, AssetKind.SNAPSHOT) == ("vm_snapshot", architecture)
+    path = tmp_path / "state"
+    for content, is_whole in ((body, True), (body[:-9] + b"?" + body[-8:], False)):
+        path.write_bytes(content)
+        claim = Facts(kind=AssetKind.SNAPSHOT, sha256="", size_bytes=len(content))
+        with nullcontext() if is_whole else pytest.raises(InvalidRequest, match="CRC-64"):
+            examine_file(path, content, claim, "amd64")
 
 
 @pytest.mark.parametrize(
@@ -123,8 +129,7 @@ def test_the_state_of_a_vm_of_firecracker_is_a_snapshot_of_its_architecture() ->
         (b"QEVM\0\0\0\2\1", AssetKind.SNAPSHOT, "QEMU 2.4"),
         (b"QEVM\0\0\0\3", AssetKind.SNAPSHOT, "QEMU 2.4"),
         (b"QEVM\0\0\0\3\xff", AssetKind.SNAPSHOT, "QEMU 2.4"),
-        (firecracker(size_bytes=9), AssetKind.SNAPSHOT, "does not have 9 bytes"),
-        (firecracker(0x5555), AssetKind.SNAPSHOT, "no snapshot"),
+        (firecracker_state()[:25], AssetKind.SNAPSHOT, "does not have 25 bytes"),
         (squashfs(), AssetKind.SNAPSHOT, "not a snapshot"),
         (b"", AssetKind.ROOTFS, "no rootfs"),
         (b"#!/bin/sh\n", AssetKind.KERNEL, "no kernel"),

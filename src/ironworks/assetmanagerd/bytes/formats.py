@@ -2,8 +2,7 @@
 
 Sources: Linux `Documentation/arch/x86/boot.rst` (bzImage), `arch/arm64/booting.rst`, the ELF
 specification, `Documentation/driver-api/early-userspace/buffer-format.rst` (cpio), Linux
-`fs/squashfs/squashfs_fs.h`, `Documentation/filesystems/ext4/super.rst`, QEMU `migration/savevm.h`,
-Firecracker `src/vmm/src/snapshot/mod.rs`.
+`fs/squashfs/squashfs_fs.h`, `Documentation/filesystems/ext4/super.rst`, QEMU `migration/savevm.h`.
 
 These are checks that the bytes can be what they are claimed to be, on bytes that nobody trusts: no
 parser here follows a pointer out of them.
@@ -14,9 +13,11 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import zstandard
 
+from ironworks.assetmanagerd.bytes import state_file
 from ironworks.assetmanagerd.types import KIND_OF_FORMAT, AssetFormat, AssetKind, Facts
 from ironworks.model.errors import InvalidRequest
 
@@ -31,19 +32,35 @@ _SQUASHFS_COMPRESSORS = {1: "gzip", 2: "lzma", 3: "lzo", 4: "xz", 5: "lz4", 6: "
 _MIN_BLOCK_LOG, _MAX_BLOCK_LOG = 12, 20
 _QEMU, _QEMU_VERSION = b"QEVM", b"\0\0\0\3"
 _QEMU_FIRST = (0x01, 0x07)  # a section of a device, or the configuration of the machine
-_FIRECRACKER = {0x0710_1984_8664_0000: "amd64", 0x0710_1984_AAAA_0000: "arm64"}
-_FIRECRACKER_MIN_BYTES = 8 + 8  # the magic number and the CRC at the end
-_FIRECRACKER_MAX_BYTES = 16 * 1024 * 1024  # Firecracker reads 10 MB at most
 _BZIMAGE_MIN_PROTOCOL = 0x020C  # the first with xloadflags, Linux 3.8
 _XLF_KERNEL_64 = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What the bytes are; `architecture` empty where they do not tell."""
+    """What the bytes are.
+
+    Attributes:
+        format: Which format.
+        architecture: Empty where they do not tell.
+        has_sum: They end with a sum of all of them, which is to be compared.
+    """
 
     format: AssetFormat
     architecture: str = ""
+    has_sum: bool = False
+
+
+def examine_file(path: Path, head: bytes, facts: Facts, host_architecture: str) -> Found:
+    """What a file is, if it is what `facts` claims; reads it, if it has a sum in it.
+
+    Raises:
+        InvalidRequest: it is not; says what is wrong with it.
+    """
+    found = examine(head, facts.size_bytes, facts, host_architecture)
+    if found.has_sum:
+        state_file.check_sum(path.read_bytes())
+    return found
 
 
 def examine(head: bytes, size_bytes: int, facts: Facts, host_architecture: str) -> Found:
@@ -190,12 +207,10 @@ def _snapshot(head: bytes, size_bytes: int) -> Found | None:
         if len(head) < 9 or head[4:8] != _QEMU_VERSION or head[8] not in _QEMU_FIRST:  # noqa: PLR2004 - magic, version, section
             raise InvalidRequest("This is no stream of a VM that QEMU 2.4 or newer wrote.")
         return Found(format=AssetFormat.VM_SNAPSHOT)
-    architecture = _FIRECRACKER.get(int.from_bytes(head[:8], "little"))
-    if architecture is None:
+    header = state_file.read_header(head, size_bytes)
+    if header is None:
         return None
-    if not _FIRECRACKER_MIN_BYTES <= size_bytes <= _FIRECRACKER_MAX_BYTES:
-        raise InvalidRequest(f"A state file of Firecracker does not have {size_bytes} bytes.")
-    return Found(format=AssetFormat.VM_SNAPSHOT, architecture=architecture)
+    return Found(format=AssetFormat.VM_SNAPSHOT, architecture=header.architecture, has_sum=True)
 
 
 def _gunzip_head(head: bytes) -> bytes:
