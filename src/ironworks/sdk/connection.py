@@ -28,6 +28,7 @@ from ironworks.model.errors import (
     Unavailable,
 )
 from ironworks.model.ids import new_id
+from ironworks.model.units import NS_PER_MS, NS_PER_SECOND
 from ironworks.runtime import resilience
 from ironworks.runtime.clock import Clock, Entropy, SystemClock, SystemEntropy
 from ironworks.runtime.rpc.direct import DIRECT
@@ -161,7 +162,7 @@ class Connection:
             kind: Generated client class, for example `DeploymentServiceClient`.
             method: Its method, for example `DeploymentServiceClient.create_deployment`.
             request: The message. If it takes an idempotency key and has none, it gets one.
-            timeout_seconds: Of each attempt.
+            timeout_seconds: For all attempts together.
 
         Raises:
             IronError: what the platform answered, or that it does not answer.
@@ -169,10 +170,13 @@ class Connection:
         client = await self.service(kind)
         self._give_key(request)
         headers = self._headers()
+        ends_ns = self.clock.monotonic_ns() + int(timeout_seconds * NS_PER_SECOND)
 
         async def attempt() -> _Answer:
             return await self._authenticated(
-                lambda token: self._once(method, client, request, headers | token, timeout_seconds)
+                lambda token: self._once(
+                    method, client, request, headers | token, timeout_seconds, ends_ns
+                )
             )
 
         return await resilience.call(attempt, clock=self.clock)
@@ -259,8 +263,11 @@ class Connection:
         request: Message[Any] | AsyncIterator[Message[Any]],
         headers: dict[str, str],
         timeout_seconds: float | None = CALL_TIMEOUT_SECONDS,
+        ends_ns: int | None = None,
     ) -> _Answer:
         timeout_ms = None if timeout_seconds is None else int(timeout_seconds * 1000)
+        if ends_ns is not None:
+            timeout_ms = max((ends_ns - self.clock.monotonic_ns()) // NS_PER_MS, 1)
         try:
             return await method(client, request, headers=headers, timeout_ms=timeout_ms)
         except ConnectError as error:
@@ -284,7 +291,7 @@ class Connection:
             return cause  # see runtime.rpc.errors.our_errors
         if error.code is Code.DEADLINE_EXCEEDED and isinstance(cause, TimeoutError):
             url, seconds = self.configuration.url, timeout_seconds or 0.0
-            return DeadlineExceeded(f"{url} did not answer within {seconds:.0f} seconds.")
+            return DeadlineExceeded(f"{url} did not answer within {seconds:g} seconds.")
         if error.code is Code.UNAVAILABLE and cause is not None:
             return unreachable(self.configuration.url, str(cause))
         return from_connect(error)

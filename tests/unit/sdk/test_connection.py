@@ -5,9 +5,14 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from connectrpc.code import Code
+from connectrpc.errors import ConnectError
 
+from ironworks.gen.ironworks.gatewayd.v1.tokens_connect import TokenServiceClient
+from ironworks.gen.ironworks.gatewayd.v1.tokens_pb import WhoAmIRequest
 from ironworks.model.errors import (
     AlreadyExists,
+    DeadlineExceeded,
     Unauthenticated,
     Unavailable,
     Unimplemented,
@@ -100,6 +105,20 @@ async def test_four_attempts_and_no_more(api: FakeApi, client: AsyncIronworks) -
     with pytest.raises(Unavailable, match="down"):
         await client.tenants.create("acme")
     assert len(api.asked["CreateTenant"]) == 4
+
+
+async def test_all_attempts_together_take_the_time_of_the_call(client: AsyncIronworks) -> None:
+    given_ms: list[int] = []
+
+    async def hang(*_: object, timeout_ms: int, **__: object) -> None:
+        given_ms.append(timeout_ms)
+        await asyncio.sleep(timeout_ms / 1000)
+        raise ConnectError(Code.DEADLINE_EXCEEDED, "late") from TimeoutError()
+
+    with pytest.raises(DeadlineExceeded, match=r"did not answer within 0.3 seconds"):
+        await client.connection.call(TokenServiceClient, hang, WhoAmIRequest(), 0.3)
+    assert given_ms[0] > 1
+    assert given_ms[1:] == [1, 1, 1]
 
 
 async def test_what_cannot_succeed_later_is_not_repeated(
