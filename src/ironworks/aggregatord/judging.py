@@ -27,6 +27,8 @@ from ironworks.aggregatord.warehouse import Warehouse
 from ironworks.storage.sql import Database
 
 PAGE = 200
+FIRST_PAGES = 5_000
+"""Stored windows that are looked at together, before the late windows of a batch are judged."""
 _UNKNOWN = Owner("", "")
 
 
@@ -95,16 +97,20 @@ class Judge:
         frontiers = await self._database.read(lambda c: store.frontiers(c, list(queues)))
         generation = await self._database.read(lambda c: store.last_number(c, store.GENERATION))
         made = Judgement(version=generation + 1)
+        late = await self._at(
+            {
+                key: queue[0].window.first_seq
+                for key, queue in queues.items()
+                if key in frontiers and queue[0].window.first_seq <= frontiers[key].last_seq
+            }
+        )
         for key, queue in queues.items():
             frontier = frontiers.get(key)
             owner = owners.get(key.vm_id, _UNKNOWN)
-            if frontier is None or queue[0].window.first_seq > frontier.last_seq:
-                epoch = _Epoch(
-                    before=frontier.baseline if frontier else Baseline(),
-                    taken_seq=frontier.last_seq if frontier else -1,
-                )
-            else:
-                epoch = await self._at(key, queue[0].window.first_seq)
+            epoch = late.get(key) or _Epoch(
+                before=frontier.baseline if frontier else Baseline(),
+                taken_seq=frontier.last_seq if frontier else -1,
+            )
             for one in queue:
                 await self._judge_one(one, epoch, made, (owner, host_id, forced))
                 if owner is _UNKNOWN and made.accepted and made.accepted[-1].window is one.window:
@@ -112,14 +118,23 @@ class Judge:
             await self._finish(key, epoch, frontier, made)
         return made
 
-    async def _at(self, key: VmEpoch, first_seq: int) -> _Epoch:
-        """An epoch at the place of a late window."""
-        epoch = _Epoch(before=await self._warehouse.before(key, first_seq), late=True)
-        await self._look_ahead(key, epoch, first_seq - 1)
-        return epoch
+    async def _at(self, places: Mapping[VmEpoch, int]) -> dict[VmEpoch, _Epoch]:
+        """Epochs at the places of late windows: a batch after an outage has one of every VM."""
+        if not places:
+            return {}
+        before = await self._warehouse.before(places)
+        page = min(PAGE, max(1, FIRST_PAGES // len(places)))
+        after = {key: first_seq - 1 for key, first_seq in places.items()}
+        ahead = await self._warehouse.following(after, page)
+        return {
+            key: _Epoch(
+                before=before[key], late=True, ahead=ahead[key], more=len(ahead[key]) == page
+            )
+            for key in places
+        }
 
     async def _look_ahead(self, key: VmEpoch, epoch: _Epoch, after_seq: int) -> None:
-        page = await self._warehouse.following(key, after_seq, PAGE)
+        page = (await self._warehouse.following({key: after_seq}, PAGE))[key]
         epoch.ahead += page
         epoch.more = len(page) == PAGE
 

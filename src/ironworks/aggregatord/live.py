@@ -33,11 +33,11 @@ MAX_VMS_A_REPORT = 10_000
 MAX_SUBSCRIBERS = 1_000
 MAX_ROWS_WAITING = 10_000
 """Beyond it a subscriber that does not read misses the oldest."""
-MIN_GAP_NS = 900_000_000
-"""A VM is told about at most once a second; a report that is a little early counts."""
+MIN_GAP_NS = 700_000_000
+"""A VM is told about hardly more than once a second; a report that is a little early counts."""
 SILENT_NS = 10 * NS_PER_SECOND
 """A VM whose host has been silent for so long is told by its windows."""
-WATCHED_MS = 1_000
+WATCHED_MS = 800
 UNWATCHED_MS = 1_500
 """A report every 1.5 seconds: whoever begins to look sees the first numbers within 2."""
 

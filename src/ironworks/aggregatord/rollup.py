@@ -54,10 +54,16 @@ class Rollup:
         self._turn = asyncio.Lock()
 
     async def catch_up(self) -> int:
-        """Compute every hour that is dirty now; answers how many."""
+        """Compute every hour that is dirty now; answers how many.
+
+        Goes once over the hours in order: one that becomes dirty again behind it waits for the next
+        time, so that it ends however fast batches come.
+        """
         done = 0
-        while count := await self.step():
-            done += count
+        after: DirtyHour | None = None
+        while computed := await self.step(after):
+            done += len(computed)
+            after = computed[-1]
         return done
 
     async def recompute(self, tenant_id: str, interval: Interval) -> int:
@@ -83,12 +89,12 @@ class Rollup:
         await self.catch_up()
         return hours
 
-    async def step(self) -> int:
-        """Compute some dirty hours; answers how many."""
+    async def step(self, after: DirtyHour | None = None) -> list[DirtyHour]:
+        """Compute some dirty hours, those behind `after`; answers which, in order."""
         async with self._turn:
-            dirty = await self._database.read(lambda c: store.dirty_hours(c, HOURS_AT_ONCE))
+            dirty = await self._database.read(lambda c: store.dirty_hours(c, HOURS_AT_ONCE, after))
             if not dirty:
-                return 0
+                return []
             first_days = sorted({decide.day_of(one.hour_ns) for one in dirty})[:DAYS_AT_ONCE]
             dirty = [one for one in dirty if decide.day_of(one.hour_ns) in first_days]
             version = await self._database.write(lambda c: store.next_number(c, "rollup"))
@@ -105,7 +111,7 @@ class Rollup:
                 now_ns = self._clock.now_ns()
                 await self._database.write(lambda c: adjustment_store.adjust(c, changed, now_ns))
             await self._database.write(lambda c: store.clean_hours(c, dirty))
-            return len(dirty)
+            return dirty
 
     async def _settle(
         self, dirty: Sequence[DirtyHour], days_ns: Sequence[int]

@@ -18,6 +18,7 @@ from sqlalchemy import (
     literal,
     literal_column,
     select,
+    tuple_,
 )
 
 from ironworks.aggregatord.quarantine_store import RefusedWindow, put_refused
@@ -358,11 +359,15 @@ def last_number(connection: Connection, name: str) -> int:
     return connection.scalar(select(COUNTERS.c.value).where(COUNTERS.c.name == name)) or 0
 
 
-def dirty_hours(connection: Connection, limit: int) -> list[DirtyHour]:
-    """Hours to compute anew, oldest first."""
-    rows = connection.execute(
-        select(DIRTY_HOURS).order_by(DIRTY_HOURS.c.hour_ns, DIRTY_HOURS.c.vm_id).limit(limit)
-    )
+def dirty_hours(
+    connection: Connection, limit: int, after: DirtyHour | None = None
+) -> list[DirtyHour]:
+    """Hours to compute anew, by hour, VM and epoch; those behind `after`."""
+    order = (DIRTY_HOURS.c.hour_ns, DIRTY_HOURS.c.vm_id, DIRTY_HOURS.c.boot_epoch)
+    wanted = select(DIRTY_HOURS).order_by(*order).limit(limit)
+    if after is not None:
+        place = tuple_(*order) > (after.hour_ns, after.key.vm_id, after.key.boot_epoch)
+        wanted = wanted.where(place)
     return [
         DirtyHour(
             key=VmEpoch(row.vm_id, row.boot_epoch),
@@ -370,7 +375,7 @@ def dirty_hours(connection: Connection, limit: int) -> list[DirtyHour]:
             tenant_id=row.tenant_id,
             generation=row.generation,
         )
-        for row in rows
+        for row in connection.execute(wanted)
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,15 +160,21 @@ class Warehouse:
 
     # ── reading ────────────────────────────────────────────────────────────────────────────────
 
-    async def following(self, key: VmEpoch, after_seq: int, limit: int) -> list[StoredWindow]:
-        """The next windows of an epoch that begin after a number, in order."""
+    async def following(
+        self, places: Mapping[VmEpoch, int], limit: int
+    ) -> dict[VmEpoch, list[StoredWindow]]:
+        """The next windows of epochs that begin after a number, in order, so many of each."""
         rows = await self._engine.rows(
-            f"SELECT {', '.join(WINDOW_NAMES)} FROM windows FINAL"  # noqa: S608
-            " WHERE vm_id = {vm:String} AND boot_epoch = {epoch:Int64}"
-            f" AND first_seq > {{after:Int64}} ORDER BY first_seq LIMIT {limit}",
-            {"vm": key.vm_id, "epoch": key.boot_epoch, "after": after_seq},
+            f"SELECT {', '.join(WINDOW_NAMES)} FROM windows FINAL {_PLACES}"  # noqa: S608
+            " WHERE vm_id IN {vms:Array(String)} AND first_seq > place"
+            f" ORDER BY vm_id, boot_epoch, first_seq LIMIT {limit} BY vm_id, boot_epoch",
+            _places(places),
         )
-        return [window_of(row) for row in rows]
+        found: dict[VmEpoch, list[StoredWindow]] = {key: [] for key in places}
+        for row in rows:
+            stored = window_of(row)
+            found[stored.summary.key].append(stored)
+        return found
 
     async def payload_of(self, window_id: str, content_sha256: bytes) -> bytes | None:
         """What a window in quarantine was sent as."""
@@ -179,27 +185,28 @@ class Warehouse:
         )
         return base64.b64decode(rows[0][0]) if rows else None
 
-    async def before(self, key: VmEpoch, first_seq: int) -> Baseline:
-        """Where an epoch's counters stood after all windows that begin before a number."""
+    async def before(self, places: Mapping[VmEpoch, int]) -> dict[VmEpoch, Baseline]:
+        """Where epochs' counters stood after all windows that begin before a number."""
         lasts = ", ".join(f"max(last_{name})" for name in CUMULATIVE)
         rows = await self._engine.rows(
-            "SELECT count(), max(last_seq), argMax(end_at_ns, last_seq), max(last_us),"  # noqa: S608
-            f" max(memory_last_us), argMax(memory_last_bytes, memory_last_us), {lasts}"
-            " FROM windows WHERE vm_id = {vm:String} AND boot_epoch = {epoch:Int64}"
-            " AND first_seq < {first:Int64}",
-            {"vm": key.vm_id, "epoch": key.boot_epoch, "first": first_seq},
+            "SELECT vm_id, boot_epoch, max(last_seq), argMax(end_at_ns, last_seq),"  # noqa: S608
+            " max(last_us), max(memory_last_us), argMax(memory_last_bytes, memory_last_us),"
+            f" {lasts} FROM windows {_PLACES}"
+            " WHERE vm_id IN {vms:Array(String)} AND first_seq < place"
+            " GROUP BY vm_id, boot_epoch",
+            _places(places),
         )
-        count, last_seq, end_at_ns, last_us, memory_last_us, memory_last_bytes, *last = rows[0]
-        if not count:
-            return Baseline()
-        return Baseline(
-            last_seq=last_seq,
-            end_at_ns=end_at_ns,
-            last_us=last_us,
-            memory_last_us=memory_last_us,
-            memory_last_bytes=memory_last_bytes,
-            last=dict(zip(CUMULATIVE, last, strict=True)),
-        )
+        found = {key: Baseline() for key in places}
+        for vm_id, epoch, last_seq, end_at_ns, last_us, memory_us, memory_bytes, *last in rows:
+            found[VmEpoch(vm_id, epoch)] = Baseline(
+                last_seq=last_seq,
+                end_at_ns=end_at_ns,
+                last_us=last_us,
+                memory_last_us=memory_us,
+                memory_last_bytes=memory_bytes,
+                last=dict(zip(CUMULATIVE, last, strict=True)),
+            )
+        return found
 
     async def usage(
         self, table: str, chosen: UsageFilter, interval: Interval, *, by_vm: bool, step_ns: int
@@ -363,6 +370,20 @@ class Warehouse:
         for vm_id, reason, samples in rows:
             counts.setdefault(vm_id, {})[reason] = int(samples)
         return counts
+
+
+_PLACES = """GLOBAL INNER JOIN (SELECT at.1 AS vm_id, at.2 AS boot_epoch, at.3 AS place FROM
+    (SELECT arrayJoin(arrayZip({vms:Array(String)}, {epochs:Array(Int64)},
+    {places:Array(Int64)})) AS at)) AS late USING (vm_id, boot_epoch)"""
+"""Joins a number to each of some epochs."""
+
+
+def _places(places: Mapping[VmEpoch, int]) -> dict[str, object]:
+    return {
+        "vms": [key.vm_id for key in places],
+        "epochs": [key.boot_epoch for key in places],
+        "places": list(places.values()),
+    }
 
 
 def _usage_rows(

@@ -75,7 +75,8 @@ class LiveReporter:
 
     async def report(self) -> int:
         """Tell where the VMs stand, if it is time to; answers of how many it was."""
-        if self._clock.monotonic_ns() < self._next_ns or not self._state.host_id:
+        began_ns = self._clock.monotonic_ns()
+        if began_ns < self._next_ns or not self._state.host_id:
             return 0
         vms = self._vms()
         if not vms:
@@ -87,5 +88,6 @@ class LiveReporter:
             # Batches say that aggregatord is away, and are what matters.
             self._next_ns = self._clock.monotonic_ns() + AFTER_FAILURE_NS
             return 0
-        self._next_ns = self._clock.monotonic_ns() + answer.next_after_ms * NS_PER_MS
+        # From its beginning: what a report takes is no pause.
+        self._next_ns = began_ns + answer.next_after_ms * NS_PER_MS
         return len(vms)

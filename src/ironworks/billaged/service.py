@@ -18,7 +18,8 @@ from ironworks.runtime.service import Chassis, Parts
 
 CUT_SECONDS = 1.0
 SHIP_SECONDS = 1.0
-LIVE_SECONDS = 0.5
+LIVE_SECONDS = 0.1
+"""How often it is looked whether aggregatord wants a report by now."""
 SUBMIT_SECONDS = 120.0
 """A batch may take long on a machine that has much else to do; sending it again helps nobody."""
 

@@ -29,7 +29,7 @@ def candidate(raw: batch_pb.Window, position: int = 0) -> Candidate:
 
 async def growths(made: Aggregator) -> list[tuple[int, int, int]]:
     """First number, CPU time and batch of each stored window."""
-    stored = await made.warehouse.following(KEY, -1, 1000)
+    stored = (await made.warehouse.following({KEY: -1}, 1000))[KEY]
     return [(one.summary.first_seq, one.growth.grown["cpu_ns"], one.version) for one in stored]
 
 
@@ -44,6 +44,28 @@ async def test_in_order_nothing_is_asked_of_the_engine(
     assert one.growth.grown["cpu_ns"] == reading("cpu_ns", 19) - reading("cpu_ns", 9)
     assert judgement.ends[KEY].last_seq == 19
     assert judgement.rewritten == []
+
+
+async def test_late_windows_of_many_vms_are_looked_up_together(
+    made: Aggregator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm_ids = [f"vm_{number}" for number in range(5)]
+    for first in (0, 20):
+        await made.submit([window(range(first, first + 5), vm_id=one) for one in vm_ids])
+    asked: list[str] = []
+    rows = made.engine.rows
+
+    async def counted(sql: str, parameters: dict[str, object]) -> list[list[object]]:
+        asked.append(sql)
+        return await rows(sql, parameters)
+
+    monkeypatch.setattr(made.engine, "rows", counted)
+    late = [candidate(window(range(10, 15), vm_id=one), at) for at, one in enumerate(vm_ids)]
+    judgement = await Judge(made.database, made.warehouse).judge("hst_test", late)
+    assert len(asked) == 2
+    assert len(judgement.accepted) == len(judgement.rewritten) == 5
+    [grown] = {one.growth.grown["cpu_ns"] for one in judgement.accepted}
+    assert grown == reading("cpu_ns", 14) - reading("cpu_ns", 4)
 
 
 async def test_what_comes_late_is_taken_off_the_window_after_it(made: Aggregator) -> None:

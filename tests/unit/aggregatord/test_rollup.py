@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ironworks.aggregatord import store
+from ironworks.aggregatord import rollup, store
 from ironworks.aggregatord.types import DAY_NS, HOUR_NS, Interval, UsageFilter
 from ironworks.gen.ironworks.aggregatord.v1.usage_pb import Meter
 from ironworks.model.errors import FailedPrecondition, InvalidRequest, Unavailable
@@ -22,10 +22,10 @@ async def cpu(made: Aggregator, table: str) -> int:
 
 
 async def test_a_clean_ledger_is_left_alone(made: Aggregator) -> None:
-    assert await made.rollup.step() == 0
+    assert await made.rollup.step() == []
     await made.submit([window(range(5))])
-    assert await made.rollup.step() == 1
-    assert await made.rollup.step() == 0
+    assert len(await made.rollup.step()) == 1
+    assert await made.rollup.step() == []
 
 
 async def test_hours_days_and_records_say_the_same(made: Aggregator) -> None:
@@ -75,11 +75,30 @@ async def test_a_window_that_arrives_meanwhile_is_not_forgotten(
         await real(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(made.warehouse, "put_billing", slow)
-    assert await made.rollup.step() == 1
+    assert len(await made.rollup.step()) == 1
     left = await made.database.read(lambda c: store.dirty_hours(c, 10))
     assert len(left) == 1
     await made.rollup.catch_up()
     assert await cpu(made, "daily_usage") == 9 * 50_000_000
+
+
+async def test_it_ends_however_fast_batches_come(
+    made: Aggregator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollup, "HOURS_AT_ONCE", 2)
+    vm_ids = [f"vm_{number}" for number in range(5)]
+    await made.submit([window(range(5), vm_id=one) for one in vm_ids])
+    real, firsts = made.warehouse.put_billing, iter(range(10, 1_000, 10))
+
+    async def busy(*arguments: object) -> None:
+        first = next(firsts)
+        await made.submit([window(range(first, first + 5), vm_id="vm_0")])
+        await real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(made.warehouse, "put_billing", busy)
+    assert await made.rollup.catch_up() == 5
+    left = await made.database.read(lambda c: store.dirty_hours(c, 10))
+    assert [one.key.vm_id for one in left] == ["vm_0"], "what came meanwhile waits"
 
 
 async def rolled(made: Aggregator) -> list[object]:

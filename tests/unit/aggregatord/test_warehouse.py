@@ -21,7 +21,7 @@ from ironworks.testkit.metering import EPOCH_AT_NS, reading, window
 
 DAY = EPOCH_AT_NS // DAY_NS * DAY_NS
 HOUR = EPOCH_AT_NS // HOUR_NS * HOUR_NS
-KEY, OTHER = VmEpoch("vm_1", 1), VmEpoch("vm_1", 2)
+KEY, OTHER, UNKNOWN = VmEpoch("vm_1", 1), VmEpoch("vm_1", 2), VmEpoch("vm_x", 1)
 
 
 async def put(made: Aggregator, *raws: batch_pb.Window) -> None:
@@ -46,22 +46,31 @@ async def test_what_is_before_and_behind_a_number(made: Aggregator) -> None:
         window([40]),
         window(range(3), boot_epoch=2),
     )
-    before = await made.warehouse.before(KEY, 10)
+    before = (await made.warehouse.before({KEY: 10}))[KEY]
     assert before.last_us == 9 * 100_000 + 100
     assert (before.last_seq, before.end_at_ns) == (9, EPOCH_AT_NS + 900_000_000)
     assert before.last["cpu_ns"] == reading("cpu_ns", 4), "the last one that was read"
     assert before.last["disk_read_bytes"] == reading("disk_read_bytes", 9)
     assert before.memory_last_bytes == reading("memory_bytes", 9)
-    assert (await made.warehouse.before(OTHER, 100)).last["cpu_ns"] == reading("cpu_ns", 2)
-    behind = await made.warehouse.following(KEY, 9, 10)
+    assert (await made.warehouse.before({OTHER: 100}))[OTHER].last["cpu_ns"] == reading("cpu_ns", 2)
+    behind = (await made.warehouse.following({KEY: 9}, 10))[KEY]
     assert [one.summary.first_seq for one in behind] == [20, 40]
-    assert len(await made.warehouse.following(KEY, -1, 2)) == 2
+    assert len((await made.warehouse.following({KEY: -1}, 2))[KEY]) == 2
 
 
 async def test_before_everything_nothing_is_known(made: Aggregator) -> None:
     await put(made, window(range(20, 30)))
-    assert await made.warehouse.before(VmEpoch("vm_x", 1), 5) == Baseline()
-    assert await made.warehouse.before(KEY, 20) == Baseline(), "a window is not before itself"
+    found = await made.warehouse.before({UNKNOWN: 5, KEY: 20})
+    assert found == {UNKNOWN: Baseline(), KEY: Baseline()}, "a window is not before itself"
+
+
+async def test_each_epoch_is_asked_for_at_its_own_place(made: Aggregator) -> None:
+    await put(made, window([1]), window([5]), window([3], boot_epoch=2), window([7], boot_epoch=2))
+    before = await made.warehouse.before({KEY: 5, OTHER: 7})
+    assert (before[KEY].last_seq, before[OTHER].last_seq) == (1, 3)
+    behind = await made.warehouse.following({KEY: 1, OTHER: 0}, 1)
+    firsts = {key: [one.summary.first_seq for one in some] for key, some in behind.items()}
+    assert firsts == {KEY: [5], OTHER: [3]}
 
 
 async def test_rows_that_come_again_are_the_same_rows(made: Aggregator) -> None:
@@ -79,7 +88,7 @@ async def test_the_growth_that_was_computed_last_counts(made: Aggregator) -> Non
         growth = Growth(elapsed_us=elapsed_us, held_byte_us=0, grown=dict.fromkeys(CUMULATIVE, 0))
         stored = StoredWindow(summary=summary, growth=growth, version=version)
         await made.warehouse.put_windows([], [stored])
-    [found] = await made.warehouse.following(KEY, -1, 10)
+    [found] = (await made.warehouse.following({KEY: -1}, 10))[KEY]
     assert (found.growth.elapsed_us, found.version) == (9, 3)
 
 
