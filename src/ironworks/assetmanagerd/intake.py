@@ -30,14 +30,7 @@ from ironworks.assetmanagerd.decide import (
     next_state,
     owner_of,
 )
-from ironworks.assetmanagerd.types import (
-    Asset,
-    AssetSettings,
-    AssetState,
-    Facts,
-    Upload,
-    Who,
-)
+from ironworks.assetmanagerd.types import Asset, AssetSettings, AssetState, Facts, Upload, Who
 from ironworks.model.errors import (
     Aborted,
     DataLoss,
@@ -89,7 +82,7 @@ class Intake:
 
         Args:
             who: Who registers.
-            facts: What the bytes are claimed to be.
+            facts: What the bytes are claimed to be; no SHA-256: what is read is taken for it.
             staged_name: Their file in the staging area.
             key: Idempotency key; may be empty.
             hashed: What was found when the file was written; None: it is read.
@@ -99,11 +92,13 @@ class Intake:
             NotFound: nothing is staged under the name.
             FailedPrecondition: the owner has archived these bytes.
         """
-        check_facts(facts, self._settings.max_asset_bytes)
+        check_facts(facts, self._settings.max_asset_bytes, named=bool(facts.sha256))
         check_file_name(staged_name, "staged_name")
-        owner = owner_of(who, facts)
+        owner, asked = owner_of(who, facts), lease_store.facts_bytes(facts)
+        if not facts.sha256:
+            facts, hashed = await self._named(owner, facts, staged_name, key)
         async with self._locks.held(facts.sha256):
-            asset, mine = await self._claim(who, owner, facts, staged_name, key)
+            asset, mine = await self._claim(who, owner, facts, staged_name, key, asked)
             if mine:
                 return await self._validate(asset, facts, who.actor, hashed), False
             if await self._lacks_bytes(asset):
@@ -111,8 +106,20 @@ class Intake:
             await asyncio.to_thread(self._files.staging.discard, staged_name)
             return _usable(asset), True
 
+    async def _named(
+        self, owner: str, facts: Facts, staged_name: str, key: str
+    ) -> tuple[Facts, Hashed | None]:
+        """Facts with the SHA-256 of a staged file, which an earlier call may have taken already."""
+        earlier = await self._database.read(
+            lambda it: lease_store.registered(it, owner, key, facts)
+        )
+        if earlier is not None:
+            return replace(facts, sha256=earlier), None
+        hashed = await asyncio.to_thread(self._files.staging.read, staged_name)
+        return replace(facts, sha256=hashed.sha256), hashed
+
     async def _claim(
-        self, who: Who, owner: str, facts: Facts, staged_name: str, key: str
+        self, who: Who, owner: str, facts: Facts, staged_name: str, key: str, asked: bytes
     ) -> tuple[Asset, bool]:
         """The record for the bytes, and whether this call is the one that has to validate them."""
         now_ns = self._clock.now_ns()
@@ -145,7 +152,7 @@ class Intake:
                 connection,
                 scope=f"{owner}:register",
                 key=key,
-                request=lease_store.facts_bytes(facts),
+                request=asked,
                 resource_id=resource_id,
                 now_ns=now_ns,
             )
@@ -194,9 +201,7 @@ class Intake:
                 raise
             async with kept.local(asset.stored_as, asset.size_bytes) as path:
                 head = await asyncio.to_thread(read_head, path)
-                return await asyncio.to_thread(
-                    examine_file, path, head, facts, host_architecture()
-                )
+                return await asyncio.to_thread(examine_file, path, head, facts, host_architecture())
         if found.size_bytes != asset.size_bytes:
             raise InvalidRequest(f"There are {found.size_bytes} bytes, not {asset.size_bytes}.")
         if found.sha256 != asset.sha256:

@@ -293,6 +293,17 @@ def claim(
     )
 
 
+def registered(connection: Connection, owner: str, key: str, facts: Facts) -> str | None:
+    """SHA-256 of what an earlier registration with this key took; None: there was none."""
+    if not key:
+        return None
+    scope, request = f"{owner}:register", facts_bytes(facts)
+    known = idempotency.find(connection, IDEMPOTENCY, scope=scope, key=key, request=request)
+    if known is None:
+        return None
+    return connection.execute(select(ASSETS.c.sha256).where(ASSETS.c.asset_id == known)).scalar()
+
+
 def forget_keys(connection: Connection, now_ns: int) -> int:
     """Drop old idempotency keys."""
     return idempotency.forget(connection, IDEMPOTENCY, now_ns)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ironworks.builderd.flatten.plan import Flattened
-from ironworks.builderd.types import Build, HealthCheck, ImageConfig, RootfsFormat
+from ironworks.builderd.types import Build, HealthCheck, ImageConfig, Registered, RootfsFormat
 from ironworks.gen.ironworks.assetmanagerd.v1 import asset_pb
 from ironworks.gen.ironworks.assetmanagerd.v1.asset_connect import AssetServiceClient
 from ironworks.gen.ironworks.common.v1 import common_pb
@@ -72,12 +72,15 @@ class RemoteAssets:
 
     async def register(
         self, build: Build, made: Flattened, config: ImageConfig, staged_name: str
-    ) -> str:
-        """Hand bytes over; answers the id of the asset, which is AVAILABLE then."""
+    ) -> Registered:
+        """Hand bytes over; answers the asset, which is AVAILABLE then.
+
+        What the bytes are is for assetmanagerd to find out: what wrote them had a tenant's image in
+        its hands.
+        """
         facts = asset_pb.AssetFacts(
             kind=asset_pb.AssetKind.ROOTFS,
             format=_FORMATS[build.format],
-            sha256=made.sha256,
             size_bytes=made.size_bytes,
             architecture=host_architecture(),
             source_digest=build.image_digest,
@@ -86,9 +89,9 @@ class RemoteAssets:
             labels=dict(build.labels),
         )
         request = asset_pb.RegisterAssetRequest(
-            facts=facts, staged_name=staged_name, idempotency_key=f"{build.build_id}.{made.sha256}"
+            facts=facts, staged_name=staged_name, idempotency_key=staged_name
         )
         answer = await self._client(build.tenant_id, _REGISTER_SECONDS).register_asset(request)
         if answer.asset is None or answer.asset.state not in _USABLE:
             raise Internal("assetmanagerd answered an asset that cannot be used.")
-        return answer.asset.asset_id
+        return Registered(asset_id=answer.asset.asset_id, sha256=answer.asset.sha256)

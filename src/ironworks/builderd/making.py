@@ -38,6 +38,7 @@ from ironworks.builderd.types import (
     PolicyReport,
     Progress,
     Pulled,
+    Registered,
     Resolved,
     Transport,
 )
@@ -61,8 +62,8 @@ class AssetRegistry(Protocol):
 
     async def register(
         self, build: Build, made: Flattened, config: ImageConfig, staged_name: str
-    ) -> str:
-        """Hand bytes over; answers the id of the asset, which is AVAILABLE then."""
+    ) -> Registered:
+        """Hand bytes over; answers the asset, which is AVAILABLE then."""
         ...
 
 
@@ -284,18 +285,18 @@ class Maker:
         build = await self._journal.enter(build, BuildState.REGISTERING, "Handing the bytes over.")
         staged_name = f"{build.build_id}.{build.attempt_count}.rootfs"
 
-        async def hand_over() -> str:
+        async def hand_over() -> Registered:
             # A try that failed half-way may have taken the file already.
             if (scratch / "rootfs").exists():
                 (scratch / "rootfs").replace(self._settings.staging_dir / staged_name)
             return await self._assets.register(build, made, image.config, staged_name)
 
-        asset_id = await call(hand_over, clock=self._clock, breaker=self._registering)
+        asset = await call(hand_over, clock=self._clock, breaker=self._registering)
         # Who sees that the build has ended finds nothing of it left.
         await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
         result = BuildResult(
-            asset_id=asset_id,
-            sha256=made.sha256,
+            asset_id=asset.asset_id,
+            sha256=asset.sha256,
             size_bytes=made.size_bytes,
             unpacked_bytes=made.unpacked_bytes,
             file_count=made.file_count,
@@ -306,7 +307,7 @@ class Maker:
         await self._journal.write(
             build,
             lambda now: replace(move(build, BuildState.COMPLETED, now), result=result),
-            f"Asset {asset_id} is available, {took_ms} ms after the build was asked for.",
+            f"Asset {asset.asset_id} is available, {took_ms} ms after the build was asked for.",
         )
 
     async def _tell(self, build: Build, report: PolicyReport, notes: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from pydantic import Field
 from ironworks.model.units import GIB
 from ironworks.runtime.settings import Settings
 
-BUILDER_VERSION = "1"
+BUILDER_VERSION = "2"
 """Changes whenever the same image would become other bytes."""
 
 MAX_IMAGE_CHARS = 1024
@@ -219,6 +219,14 @@ class Progress:
     done_bytes: int = 0
     total_bytes: int = 0
     step: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registered:
+    """An asset that a build's bytes are, and what assetmanagerd found them to be."""
+
+    asset_id: str
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

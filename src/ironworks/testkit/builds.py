@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -24,6 +25,7 @@ from ironworks.builderd.types import (
     BuildState,
     ImageConfig,
     LogLine,
+    Registered,
     RootfsFormat,
 )
 from ironworks.builderd.uploads import Uploads
@@ -56,19 +58,20 @@ class FakeAssets:
 
     async def register(
         self, build: Build, made: Flattened, config: ImageConfig, staged_name: str
-    ) -> str:
+    ) -> Registered:
         """As the real one: takes the file."""
         del build, config
         if self.failures:
             raise self.failures.pop(0)
         if self.gate is not None:
             await self.gate.wait()
-        if (self.staging / staged_name).stat().st_size != made.size_bytes:
+        data = (self.staging / staged_name).read_bytes()
+        if len(data) != made.size_bytes:
             raise AssertionError(staged_name)
         (self.staging / staged_name).unlink()
         asset_id = f"ast_{len(self.usable)}"
         self.usable.add(asset_id)
-        return asset_id
+        return Registered(asset_id=asset_id, sha256=hashlib.sha256(data).hexdigest())
 
 
 @dataclass

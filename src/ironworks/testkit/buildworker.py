@@ -7,6 +7,7 @@ directory know of the same.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 from ironworks.builderd.flatten.plan import Flattened
 from ironworks.builderd.queue import make_workflows, top_up
 from ironworks.builderd.reconcilers import reconcilers
-from ironworks.builderd.types import Build, ImageConfig
+from ironworks.builderd.types import Build, ImageConfig, Registered
 from ironworks.runtime.clock import SystemClock
 from ironworks.testkit.builds import BuildWorld, FakeAssets, build_world
 
@@ -37,13 +38,13 @@ class FileAssets(FakeAssets):
 
     async def register(
         self, build: Build, made: Flattened, config: ImageConfig, staged_name: str
-    ) -> str:
+    ) -> Registered:
         """As the real one: takes the file; the same bytes of a tenant are one asset."""
-        del config
-        staged, kept = self.staging / staged_name, self._kept / f"{build.tenant_id}.{made.sha256}"
-        if staged.exists():
-            staged.replace(kept)
-        return made.sha256
+        del config, made
+        staged = self.staging / staged_name
+        sha256 = hashlib.sha256(staged.read_bytes()).hexdigest()
+        staged.replace(self._kept / f"{build.tenant_id}.{sha256}")
+        return Registered(asset_id=sha256, sha256=sha256)
 
 
 def assets_of(directory: Path) -> FileAssets:

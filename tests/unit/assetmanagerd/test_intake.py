@@ -57,6 +57,27 @@ async def test_an_owner_has_the_same_bytes_once(world: AssetWorld) -> None:
     assert len(await world.kept()) == 1
 
 
+async def test_bytes_without_a_name_are_what_is_read(world: AssetWorld) -> None:
+    body = squashfs()
+    unnamed = replace(facts(body), sha256="")
+    asset, existed = await world.intake.register(ACME, unnamed, world.stage(body), "k")
+    assert (asset.state, asset.sha256, existed) == (
+        AssetState.AVAILABLE,
+        facts(body).sha256,
+        False,
+    )
+    # The answer was lost, and the file is gone.
+    again, existed = await world.intake.register(ACME, unnamed, "absent", "k")
+    assert (again.asset_id, existed) == (asset.asset_id, True)
+    with pytest.raises(NotFound):
+        await world.intake.register(ACME, unnamed, "absent", "k2")
+    with pytest.raises(NotFound):
+        await world.intake.register(ACME, unnamed, "absent", "")
+    twice, existed = await world.intake.register(ACME, unnamed, world.stage(body), "k3")
+    assert (twice.asset_id, existed) == (asset.asset_id, True)
+    assert world.files.staging.names() == {}
+
+
 async def test_images_of_the_same_files_keep_their_own_configuration(world: AssetWorld) -> None:
     root, web = ImageConfig(cmd=("/app",)), ImageConfig(cmd=("/app",), user="www-data")
     body = squashfs(b"same")
@@ -149,7 +170,7 @@ async def test_damaged_bytes_are_mended_by_the_same_bytes(world: AssetWorld) -> 
 async def died_after_claiming(world: AssetWorld, claim: Facts, name: str) -> Asset:
     """A registration whose process died before it looked at the bytes."""
     begin = world.intake._claim  # pyright: ignore[reportPrivateUsage]
-    asset, mine = await begin(ACME, "tnt_acme", claim, name, "")
+    asset, mine = await begin(ACME, "tnt_acme", claim, name, "", b"")
     assert mine
     return asset
 

@@ -11,7 +11,7 @@ from ironworks.gen.ironworks.assetmanagerd.v1 import asset_pb as pb
 from ironworks.model.errors import Internal, NotFound
 from ironworks.runtime.rpc.client import Clients
 
-MADE = Flattened(sha256="a" * 64, size_bytes=7, unpacked_bytes=8, file_count=9)
+MADE = Flattened(size_bytes=7, unpacked_bytes=8, file_count=9)
 CONFIG = ImageConfig(cmd=("/app",), labels={"x": "y"})
 BUILD = Build(
     build_id="bld_1",
@@ -72,14 +72,16 @@ async def test_what_can_be_leased_is_usable(asset: pb.Asset | None, *, usable: b
 
 
 async def test_bytes_are_handed_over_for_the_builds_tenant() -> None:
-    fake = FakeClients(pb.Asset(asset_id="ast_1", state=pb.AssetState.AVAILABLE))
-    assert await remote(fake).register(BUILD, MADE, CONFIG, "staged") == "ast_1"
+    found = pb.Asset(asset_id="ast_1", state=pb.AssetState.AVAILABLE, sha256="a" * 64)
+    fake = FakeClients(found)
+    asset = await remote(fake).register(BUILD, MADE, CONFIG, "staged")
+    assert (asset.asset_id, asset.sha256) == ("ast_1", "a" * 64)
     (request,) = fake.registered
     facts = request.facts
     assert facts is not None
     assert fake.tenants == ["tnt_acme"]
     assert (request.staged_name, facts.platform) == ("staged", False)
-    assert (facts.sha256, facts.size_bytes) == (MADE.sha256, 7)
+    assert (facts.sha256, facts.size_bytes) == ("", 7)  # found out from the bytes
     assert (facts.source_digest, facts.build_id) == ("sha256:1", "bld_1")
     assert facts.labels == {"a": "b"}
     assert facts.image_config == image_config_message(CONFIG)

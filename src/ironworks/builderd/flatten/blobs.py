@@ -10,12 +10,13 @@ import errno
 import hashlib
 import io
 import os
+import threading
 from collections.abc import Iterator
 from typing import IO, Protocol, cast
 
 from isal import isal_zlib
 
-from ironworks.builderd.flatten.plan import Layer, Limits
+from ironworks.builderd.flatten.plan import Layer, Limits, Plan
 from ironworks.builderd.flatten.progress import Progress
 from ironworks.model.errors import InvalidRequest, ResourceExhausted
 
@@ -23,6 +24,7 @@ _CHUNK_BYTES = 1 << 20
 _CHECK_BYTES = 64 << 20
 _MAX_WINDOW_BYTES = 1 << 27
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_THREADS_PER_PROCESSOR = 4
 _KNOWN_OTHERS = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x04\x22\x4d\x18": "lz4"}
 
 
@@ -176,6 +178,38 @@ class _Rewound(io.RawIOBase):
             chunk, self._head = self._head[:size], self._head[size:]
             return chunk
         return self._blob.read(size if size > 0 else _CHUNK_BYTES)
+
+
+def unpack_all(plan: Plan, budget: Budget, progress: Progress) -> list[tuple[int, int]]:
+    """`unpack` for each layer of a plan, several at once.
+
+    Raises:
+        InvalidRequest, ResourceExhausted: as `unpack`, of the first layer that fails.
+    """
+    tars: dict[int, tuple[int, int]] = {}
+    failures: list[BaseException] = []
+    waiting = iter(enumerate(plan.layers))
+
+    def work() -> None:
+        for index, layer in waiting:
+            if failures:
+                return
+            try:
+                tars[index] = unpack(layer, plan.scratch, budget, progress)
+            except BaseException as error:  # noqa: BLE001 - raised below
+                failures.append(error)
+
+    # No pool of the library's: it brings the whole of logging into a process that is short.
+    # More threads than processors: else the last layers leave processors idle.
+    count = min(len(plan.layers), _THREADS_PER_PROCESSOR * plan.processors)
+    threads = [threading.Thread(target=work) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+    return [tars[index] for index in range(len(plan.layers))]
 
 
 def unpack(layer: Layer, scratch: str, budget: Budget, progress: Progress) -> tuple[int, int]:

@@ -8,7 +8,6 @@ Source: deb-control(5), apk-tools "db format", rpm "Package Header Format".
 
 from __future__ import annotations
 
-import sqlite3
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -112,7 +111,7 @@ def _rpm(read: Read, names: List, notes: list[str]) -> Iterator[Package]:
         if data:
             try:
                 yield from _rpm_rows(data)
-            except (sqlite3.Error, struct.error, ValueError):
+            except (struct.error, ValueError):
                 notes.append("The image's rpm database is damaged; its packages are not listed.")
             return
         if there.intersection(_RPM_OLD):
@@ -124,12 +123,18 @@ def _rpm(read: Read, names: List, notes: list[str]) -> Iterator[Package]:
 
 
 def _rpm_rows(data: bytes) -> list[Package]:
+    import sqlite3  # noqa: PLC0415 - few images need it, and the process is short
+
     if data[18:20] == b"\x02\x02":
         # Write-ahead mode needs files beside it; what is in the main file is read without.
         data = data[:18] + b"\x01\x01" + data[20:]
     with closing(sqlite3.connect(":memory:")) as database:
-        database.deserialize(data)
-        rows = database.execute("SELECT blob FROM Packages LIMIT ?", (MAX_PACKAGES + 1,))
+        try:
+            database.deserialize(data)
+            found = database.execute("SELECT blob FROM Packages LIMIT ?", (MAX_PACKAGES + 1,))
+            rows = found.fetchall()
+        except sqlite3.Error as error:
+            raise ValueError(str(error)) from error
         return [package for (blob,) in rows if (package := _rpm_header(bytes(blob))) is not None]
 
 

@@ -126,9 +126,8 @@ class Flattened:
     """What was written.
 
     Attributes:
-        sha256: Of the file system; empty: none was written, since the plan names no output or a
-            rule refused what it found.
-        size_bytes: Length of the file system.
+        size_bytes: Length of the file system; 0: none was written, since the plan names no output
+            or a rule refused what it found.
         unpacked_bytes: Bytes of all files in it.
         file_count: Names in it.
         notes: What a person should know, for the build's log.
@@ -137,7 +136,6 @@ class Flattened:
         user_id: Of the plan's user; None: the image does not know it.
     """
 
-    sha256: str
     size_bytes: int
     unpacked_bytes: int
     file_count: int

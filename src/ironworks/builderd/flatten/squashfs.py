@@ -5,7 +5,9 @@ result depends on the stream alone: times are fixed, the number of processors do
 sqfstar 4.5.1 (Debian 12) ignores `-root-uid`, `-root-gid` and `-root-time` and gives the root the
 time of the day, so the root's inode is corrected afterwards; for this the inode table is left
 uncompressed (`-noI`), which costs some 40 bytes a file. The user who runs it enters the table of
-owners: in the sandbox that is always 65534, whoever builderd is.
+owners: in the sandbox that is always 65534, whoever builderd is. It does not look for duplicates:
+4.5.1 then reads back what it is still writing, and fails now and then where many files have the
+same size ("lz4 uncompress failed").
 """
 
 from __future__ import annotations
@@ -14,11 +16,12 @@ import fcntl
 import os
 import struct
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from ironworks.builderd.flatten.archive import ArchiveWriter, Counts
 from ironworks.builderd.flatten.blobs import no_room
 from ironworks.builderd.flatten.headers import Entry
+from ironworks.builderd.flatten.plan import Plan
 from ironworks.builderd.flatten.progress import Progress
 from ironworks.builderd.flatten.tree import Item, Tree
 from ironworks.builderd.flatten.writeback import written_back
@@ -27,22 +30,28 @@ from ironworks.model.errors import Internal, InvalidRequest
 _ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC0"}
 """Nothing of ours: sqfstar would take times from it."""
 _PIPE_BYTES = 1 << 20
+_QUEUE_BYTES = "64M"
+"""Of blocks that wait; more only has the kernel clear more memory."""
 _UNCOMPRESSED = 0x8000
 _METADATA_BYTES = 8192
 _TAIL_BYTES = 2000
 
 
 def write_squashfs(
-    output: str, processors: int, tree: Tree, layers: Sequence[int], progress: Progress
+    plan: Plan,
+    tree: Tree,
+    layers: Sequence[int],
+    progress: Progress,
+    fed: Callable[[], None],
 ) -> Counts:
     """Write a squashfs of a tree; answers what is in it.
 
     Args:
-        output: File to write; must not exist.
-        processors: Threads of the writer.
+        plan: File to write, which must not exist, and how many threads do it.
         tree: What to write; its items can be had once.
         layers: Tars with the contents.
         progress: Is told what has been fed.
+        fed: Is called once the tars are not needed any more, while the writer has still to do.
 
     Raises:
         ResourceExhausted: the disk is full.
@@ -53,8 +62,8 @@ def write_squashfs(
     counts: Counts | None = None
     argv = [
         "sqfstar", "-comp", "lz4", "-noI", "-mkfs-time", "0", "-root-mode", f"{root.mode:o}",
-        "-exit-on-error", "-no-progress", "-quiet", "-processors", str(processors),
-        "-mem", "256M", output,
+        "-exit-on-error", "-no-progress", "-quiet", "-no-duplicates",
+        "-processors", str(plan.processors), "-mem", _QUEUE_BYTES, plan.output,
     ]  # fmt: skip
     with subprocess.Popen(
         argv,
@@ -68,21 +77,23 @@ def write_squashfs(
         pipe = writer.stdin.fileno()
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         try:
-            with written_back(output):
+            with written_back(plan.output):
                 counts = ArchiveWriter(pipe, layers).write(_told(tree, progress))
+                writer.stdin.close()
+                fed()
+                writer.wait()
         except BrokenPipeError:
             counts = None  # its message says why
         except BaseException:
             writer.kill()
             raise
-        writer.stdin.close()
         said = writer.stderr.read()[-_TAIL_BYTES:].decode(errors="replace").strip()
         status = writer.wait()
     if "No space left" in said or "File too large" in said:
         raise no_room()
     if status != 0 or counts is None:
         raise Internal("The file system could not be written.", context={"sqfstar": said})
-    _finish(output, root, counts.inode_count)
+    _finish(plan.output, root, counts.inode_count)
     return counts
 
 
