@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ironworks.builderd.cgroup import PARENT
+from ironworks.builderd.journal import Journal
 from ironworks.builderd.types import Build, BuildState
 from ironworks.model.units import NS_PER_MS
 from ironworks.runtime.cgroup_layout import read_layout
@@ -37,6 +38,19 @@ async def world(tmp_path: Path, registry: HostileRegistry) -> AsyncIterator[Buil
     async with build_world(tmp_path, insecure_registries=[registry.address]) as made:
         made.assets.gate = asyncio.Event()  # whoever gets so far stays there
         yield made
+
+
+@pytest.fixture
+def held_validating(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is valid stays VALIDATING: that state is left within a millisecond otherwise."""
+    enter = Journal.enter
+
+    async def held(self: Journal, build: Build, state: BuildState, text: str) -> Build:
+        if state is BuildState.REGISTERING:
+            await asyncio.Event().wait()
+        return await enter(self, build, state, text)
+
+    monkeypatch.setattr(Journal, "enter", held)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -75,13 +89,7 @@ def cgroups(world: BuildWorld) -> list[Path]:
     return [one for root in read_layout().roots for one in (root / PARENT).glob(f"{tag}-*/*")]
 
 
-@pytest.mark.parametrize(
-    "stage",
-    ["queued", "resolving", "waiting for the same", "pulling", "building", "registering"],
-)
-async def test_a_build_is_cancelled_at_any_point(
-    world: BuildWorld, registry: HostileRegistry, stage: str
-) -> None:
+async def cancelled_at(world: BuildWorld, registry: HostileRegistry, stage: str) -> None:
     build = await under_way(world, registry, stage)
     began_ns = CLOCK.monotonic_ns()
     async with asyncio.timeout(BOUND_SECONDS):
@@ -96,3 +104,20 @@ async def test_a_build_is_cancelled_at_any_point(
     assert not [
         path for path in world.settings.staging_dir.iterdir() if build.build_id in path.name
     ]
+
+
+async def test_a_build_is_cancelled_while_it_is_validated(
+    world: BuildWorld, registry: HostileRegistry, held_validating: None
+) -> None:
+    del held_validating
+    await cancelled_at(world, registry, "validating")
+
+
+@pytest.mark.parametrize(
+    "stage",
+    ["queued", "resolving", "waiting for the same", "pulling", "building", "registering"],
+)
+async def test_a_build_is_cancelled_at_any_point(
+    world: BuildWorld, registry: HostileRegistry, stage: str
+) -> None:
+    await cancelled_at(world, registry, stage)
