@@ -91,6 +91,12 @@ def _settings_rows(kind: type[Settings], known: Mapping[str, object]) -> Iterato
         yield f"| `{name}` | {_cell(_type_name(field.annotation))} | {default} | {described} |\n"
 
 
+def setting_names() -> str:
+    """`setting_names.txt`, which the chassis reads: the names of the settings of all services."""
+    kinds = [Settings, *filter(None, map(_settings_of, SERVICES))]
+    return "".join(f"{name}\n" for name in sorted({it for one in kinds for it in one.model_fields}))
+
+
 def settings_page() -> str:
     """`settings.md`."""
     parts = [
@@ -288,6 +294,7 @@ def render() -> dict[str, str]:
     """Path below `docs/reference` → text."""
     return {
         "settings.md": settings_page(),
+        "../../src/ironworks/runtime/setting_names.txt": setting_names(),
         "exit-statuses.md": exit_statuses_page(),
         "cli.md": commands_page(),
     } | api_pages()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tomllib
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +26,8 @@ from ironworks.model.errors import InvalidRequest
 DEFAULT_DATA_DIR = Path("/var/lib/ironworks")
 SETTINGS_FILE = "ironworks.toml"
 _TAG_CHARS = 6
+_NAMES = "setting_names.txt"
+"""Of all services, written by `deploy/reference.py`: none of them imports the others."""
 
 
 def tag_of(data_dir: Path) -> str:
@@ -32,6 +36,12 @@ def tag_of(data_dir: Path) -> str:
     Platforms over different directories share one machine, and each knows its own by the tag.
     """
     return hashlib.sha256(str(data_dir.resolve()).encode()).hexdigest()[:_TAG_CHARS]
+
+
+def _file(data_dir: object = None) -> Path:
+    return Path(
+        str(data_dir or os.environ.get("IRONWORKS_DATA_DIR", DEFAULT_DATA_DIR)), SETTINGS_FILE
+    )
 
 
 class Settings(BaseSettings):
@@ -75,8 +85,7 @@ class Settings(BaseSettings):
         """Arguments win over the environment, the environment over the file."""
         del dotenv_settings, file_secret_settings
         given: object = init_settings().get("data_dir")
-        data_dir = str(given or os.environ.get("IRONWORKS_DATA_DIR", DEFAULT_DATA_DIR))
-        file = TomlConfigSettingsSource(settings_cls, toml_file=Path(data_dir) / SETTINGS_FILE)
+        file = TomlConfigSettingsSource(settings_cls, toml_file=_file(given))
         return init_settings, env_settings, file
 
     def url_of(self, service: str) -> str:
@@ -100,10 +109,12 @@ def load(kind: type[_S]) -> _S:
     """The settings of this process.
 
     Raises:
-        BadSettings: the file is not TOML, or a value is out of its bounds; says which.
+        BadSettings: the file is not TOML, a value is out of its bounds, or the file has a name that
+            no service knows; says which.
     """
     try:
-        return kind()
+        settings = kind()
+        _refuse_unknown(_file(), frozenset(kind.model_fields))
     except ValidationError as error:
         wrong = "; ".join(
             f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
@@ -118,3 +129,22 @@ def load(kind: type[_S]) -> _S:
             f"{SETTINGS_FILE} in the data directory cannot be read: {error}.",
             hint="Correct or remove the file.",
         ) from None
+    return settings
+
+
+def _refuse_unknown(file: Path, own: frozenset[str]) -> None:
+    """Refuse what a typo would otherwise leave without effect; names of other services are fine."""
+    if not file.is_file():
+        return
+    given = tomllib.loads(file.read_text()).keys()
+    if given <= own:
+        return
+    known = own.union(Path(__file__).with_name(_NAMES).read_text().split())
+    unknown = sorted(given - known)
+    if unknown:
+        near = {name: get_close_matches(name.lower(), known, 1) for name in unknown}
+        raise BadSettings(
+            f"{file} has settings that there are not: {', '.join(unknown)}.",
+            hint=" ".join(f"Instead of {name}: {it[0]}?" for name, it in near.items() if it)
+            or "docs/reference/settings.md lists those that there are.",
+        )

@@ -51,8 +51,22 @@ def test_a_data_directory_given_as_an_argument_is_where_the_file_is_read(
 
 
 def test_one_file_serves_all_services(data_dir: Path) -> None:
-    write(data_dir, 'vm_limit = 9\nsomething_of_another_service = "x"\n')
+    write(data_dir, "asset_ttl_seconds = 3600\nmax_vms = 3\n")
     assert load(Settings).domain == "ironworks.localhost"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("asset_ttl_second = 1", r"not: asset_ttl_second\. Instead of .*: asset_ttl_seconds\?"),
+        ('LOG_LEVEL = "INFO"', r"not: LOG_LEVEL\. Instead of LOG_LEVEL: log_level\?"),
+        ("[zzz]\nvm_limit = 9", r"not: zzz\. docs/reference/settings\.md lists"),
+    ],
+)
+def test_a_name_that_no_service_knows_is_refused(data_dir: Path, text: str, reason: str) -> None:
+    write(data_dir, text)
+    with pytest.raises(InvalidRequest, match=f"{data_dir / SETTINGS_FILE} has .*{reason}"):
+        load(WithLimit)
 
 
 @pytest.mark.parametrize("text", ["vm_limit = 0", "vm_limit = 101", 'vm_limit = "many"'])
