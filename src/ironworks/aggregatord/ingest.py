@@ -16,6 +16,7 @@ from ironworks.aggregatord.quarantine_store import Decision, RefusedWindow
 from ironworks.aggregatord.store import AcceptedWindow, LedgerBatch
 from ironworks.aggregatord.tenants import Tenants
 from ironworks.aggregatord.types import AggregatordSettings, Finding, Summary, Window
+from ironworks.aggregatord.vms import Vms
 from ironworks.aggregatord.warehouse import Refused, Warehouse
 from ironworks.gen.ironworks.aggregatord.v1 import batch_pb as pb
 from ironworks.model.errors import AlreadyExists, FailedPrecondition, PermissionDenied
@@ -60,13 +61,15 @@ class Ingest:
         clock: Clock,
         settings: AggregatordSettings,
         tenants: Tenants | None = None,
+        vms: Vms | None = None,
     ) -> None:
         self._database = database
         self._warehouse = warehouse
         self._clock = clock
         self._settings = settings
         self._tenants = tenants or Tenants(None, clock)
-        self._judge_of = Judge(database, warehouse)
+        self._vms = vms
+        self._judge_of = Judge(database, warehouse, clock)
         self._turn = asyncio.Lock()
         self.samples_accepted = 0
         self.windows_quarantined = 0
@@ -108,7 +111,7 @@ class Ingest:
             Unavailable: a store is.
         """
         content = await asyncio.to_thread(self._decode, request)
-        content.findings.update(await self._strangers(content))
+        content.findings.update(await self._strangers(request.host_id, content))
         # One batch at a time: a window is judged by those that are stored before it.
         async with self._turn:
             known = await self._database.read(lambda c: store.get_batch(c, request.batch_id))
@@ -152,33 +155,31 @@ class Ingest:
             findings=findings,
         )
 
-    async def _strangers(self, content: _Content) -> dict[int, Finding]:
-        """Windows of tenants that do not exist, or that the batch's own events say otherwise of."""
+    async def _strangers(self, host_id: str, content: _Content) -> dict[int, Finding]:
+        """Windows of tenants or VMs that do not exist, or that the batch's own events deny."""
         windows = content.windows
         told = {one.vm_id: one.tenant_id for one in content.payload.events}
         found = {
-            index: Finding(
-                reason=pb.QuarantineReason.IDENTITY,
-                detail="The host's events name another tenant for the VM.",
-            )
+            index: _stranger("The host's events name another tenant for the VM.")
             for index, one in windows.items()
             if told.get(one.key.vm_id, one.tenant_id) != one.tenant_id
         }
         unsure = self._tenants.unsure({one.tenant_id for one in windows.values()})
-        if not unsure:
+        if not unsure and self._vms is None:
             return found
-        vm_ids = [one.key.vm_id for one in windows.values() if one.tenant_id in unsure]
+        vm_ids = sorted({one.key.vm_id for one in windows.values()})
         owners = await self._database.read(lambda c: store.owners_of(c, vm_ids))
         new = {index: one for index, one in windows.items() if one.key.vm_id not in owners}
-        unknown = await self._tenants.unknown({one.tenant_id for one in new.values()})
-        return found | {
-            index: Finding(
-                reason=pb.QuarantineReason.IDENTITY,
-                detail="The VM is new here, and gatewayd knows no such tenant.",
-            )
-            for index, one in new.items()
-            if one.tenant_id in unknown
-        }
+        nobody = await self._tenants.unknown({one.tenant_id for one in new.values()})
+        of = {one.key.vm_id: one.tenant_id for one in new.values() if one.tenant_id not in nobody}
+        nowhere = await self._vms.unknown(host_id, of) if self._vms else set[str]()
+        for index, one in new.items():
+            if one.tenant_id in nobody:
+                found[index] = _stranger("The VM is new here, and gatewayd knows no such tenant.")
+            elif one.key.vm_id in nowhere:
+                detail = "The VM is new here, and its host's metald knows no such VM of the tenant."
+                found[index] = _stranger(detail)
+        return found
 
     async def _refuse_conflict(
         self, request: pb.SubmitBatchRequest, payload: pb.BatchPayload
@@ -309,6 +310,10 @@ class Ingest:
 
 def _nothing(_: Sequence[AcceptedWindow]) -> None:
     """Until somebody listens."""
+
+
+def _stranger(detail: str) -> Finding:
+    return Finding(reason=pb.QuarantineReason.IDENTITY, detail=detail)
 
 
 def _refused(

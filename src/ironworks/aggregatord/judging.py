@@ -24,6 +24,7 @@ from ironworks.aggregatord.types import (
     Window,
 )
 from ironworks.aggregatord.warehouse import Warehouse
+from ironworks.runtime.clock import Clock
 from ironworks.storage.sql import Database
 
 PAGE = 200
@@ -74,9 +75,10 @@ class Judgement:
 class Judge:
     """Judges windows of one host; the caller lets one batch in at a time."""
 
-    def __init__(self, database: Database, warehouse: Warehouse) -> None:
+    def __init__(self, database: Database, warehouse: Warehouse, clock: Clock) -> None:
         self._database = database
         self._warehouse = warehouse
+        self._clock = clock
 
     async def judge(
         self, host_id: str, candidates: Sequence[Candidate], *, forced: bool = False
@@ -156,6 +158,8 @@ class Judge:
             before=epoch.before,
             after=epoch.next_values(window),
             interval_free=free,
+            ahead=epoch.next_place(window),
+            now_ns=self._clock.now_ns(),
         )
         finding = validate.check_neighbours(window, one.summary, around)
         if forced and finding is not None:
@@ -238,6 +242,13 @@ class _Epoch:
         self.taken_seq = max(self.taken_seq, summary.last_seq)
         self.new.append(summary)
         self.open |= _seen(summary)
+
+    def next_place(self, window: Window) -> tuple[int, int] | None:
+        """First number and beginning of the next stored window, as far as looked."""
+        for stored in self.ahead:
+            if stored.summary.first_seq != window.first_seq:
+                return stored.summary.first_seq, stored.summary.start_at_ns
+        return None
 
     def next_values(self, window: Window) -> Mapping[str, int | None]:
         """The first value of each counter in the stored windows ahead, as far as looked."""

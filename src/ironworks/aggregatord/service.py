@@ -18,6 +18,7 @@ from ironworks.aggregatord.retention import Retention
 from ironworks.aggregatord.rollup import Rollup
 from ironworks.aggregatord.tenants import Tenants
 from ironworks.aggregatord.types import AggregatordSettings
+from ironworks.aggregatord.vms import Vms
 from ironworks.aggregatord.warehouse import Warehouse
 from ironworks.gen.ironworks.aggregatord.v1.batch_connect import BatchServiceASGIApplication
 from ironworks.gen.ironworks.aggregatord.v1.invoice_connect import InvoiceServiceASGIApplication
@@ -26,7 +27,9 @@ from ironworks.gen.ironworks.aggregatord.v1.price_connect import (
     PriceServiceASGIApplication,
 )
 from ironworks.gen.ironworks.aggregatord.v1.usage_connect import UsageServiceASGIApplication
+from ironworks.gen.ironworks.gatewayd.v1.hosts_connect import HostDirectoryServiceClient
 from ironworks.gen.ironworks.gatewayd.v1.tenants_connect import TenantServiceClient
+from ironworks.gen.ironworks.metald.v1.vm_connect import VmServiceClient
 from ironworks.model.errors import InvalidRequest
 from ironworks.model.units import MIB
 from ironworks.runtime.clock import Clock
@@ -41,6 +44,7 @@ ROLLUP_SECONDS = 10.0
 REST_SECONDS = 5.0
 EXPIRE_SECONDS = 600.0
 BATCH_MAX_BYTES = 10 * MIB
+DIRECTORY_SECONDS = 2.0
 
 
 class PriceHandlers(PriceService):
@@ -82,6 +86,7 @@ async def build(
     clock: Clock,
     engine: ClickHouseEngine,
     tenants: Tenants | None = None,
+    vms: Vms | None = None,
 ) -> Core:
     """Put the use cases on their stores; makes the tables and the price plan that are absent."""
     await warehouse.prepare()
@@ -93,7 +98,7 @@ async def build(
         settings: AggregatordSettings
 
     given = Given(database=database, warehouse=warehouse, clock=clock, settings=settings)
-    ingest, rollup, live = Ingest(tenants=tenants, **given), Rollup(**given), Live(clock)
+    ingest, rollup, live = Ingest(tenants=tenants, vms=vms, **given), Rollup(**given), Live(clock)
     ingest.on_accepted = live.accepted
     usage = Usage(rollup=rollup, **given)
     await usage.begin()
@@ -162,6 +167,18 @@ def _reconcilers(core: Core) -> list[Reconciler]:
     ]
 
 
+def _vms(chassis: Chassis[AggregatordSettings]) -> Vms:
+    def vms_at(url: str) -> VmServiceClient:
+        return chassis.clients.of(
+            VmServiceClient, "metald", timeout_seconds=DIRECTORY_SECONDS, url=url
+        )
+
+    hosts = chassis.clients.of(
+        HostDirectoryServiceClient, "gatewayd", timeout_seconds=DIRECTORY_SECONDS
+    )
+    return Vms(hosts, vms_at, chassis.clock)
+
+
 @asynccontextmanager
 async def compose(chassis: Chassis[AggregatordSettings]) -> AsyncGenerator[Parts]:
     """Build aggregatord."""
@@ -179,9 +196,12 @@ async def compose(chassis: Chassis[AggregatordSettings]) -> AsyncGenerator[Parts
             clock=chassis.clock,
             engine=engine,
             tenants=Tenants(
-                chassis.clients.of(TenantServiceClient, "gatewayd", timeout_seconds=2.0),
+                chassis.clients.of(
+                    TenantServiceClient, "gatewayd", timeout_seconds=DIRECTORY_SECONDS
+                ),
                 chassis.clock,
             ),
+            vms=_vms(chassis),
         )
         _measure(chassis, core)
         application = chassis.application

@@ -64,11 +64,13 @@ class Neighbours:
 
     Attributes:
         tenant_id: Tenant under which the VM is known; empty if it is not.
-        host_id: Host that its windows come from; empty if it is not known.
-        from_host_id: Host that this window comes from.
         before: The epoch's counters at the end of all windows before this one.
         after: First values of the nearest window after it; empty if there is none.
         interval_free: How many numbers of this window's interval no other window has.
+        host_id: Host that its windows come from; empty if it is not known.
+        from_host_id: Host that this window comes from.
+        ahead: First number and beginning of the nearest window after it; None if there is none.
+        now_ns: The time here, UTC nanoseconds.
     """
 
     tenant_id: str
@@ -77,6 +79,8 @@ class Neighbours:
     interval_free: int | None = None
     host_id: str = ""
     from_host_id: str = ""
+    ahead: tuple[int, int] | None = None
+    now_ns: int | None = None
 
 
 def check_window(window: Window, now_ns: int, kept_days: int) -> Finding | None:
@@ -205,7 +209,7 @@ def check_neighbours(window: Window, summary: Summary, around: Neighbours) -> Fi
     if misplaced is not None:
         return misplaced
     step_ns = _clock_step_ns(window, around.before)
-    if abs(step_ns) > MAX_STEP_NS:
+    if abs(step_ns) > MAX_STEP_NS and not _clock_is_right(window, around):
         seconds = step_ns // NS_PER_SECOND
         detail = f"The host's clock was set by {seconds} s since the window before."
         return Finding(reason=Reason.CLOCK, detail=detail)
@@ -227,6 +231,22 @@ def _clock_step_ns(window: Window, before: Baseline) -> int:
         return 0
     ticks_ns = (window.first_seq - before.last_seq) * TICK_US * NS_PER_US
     return window.start_at_ns - before.end_at_ns - ticks_ns
+
+
+def _clock_is_right(window: Window, around: Neighbours) -> bool:
+    """Whether it was the clock of before that was wrong.
+
+    That is so if the window has just ended by the clock here, or if one after it was found to be
+    right and agrees with it. Otherwise a clock that was put right would be refused for as long as
+    the VM runs.
+    """
+    if around.now_ns is not None and abs(around.now_ns - window.end_at_ns) <= MAX_STEP_NS:
+        return True
+    if around.ahead is None:
+        return False
+    first_seq, start_at_ns = around.ahead
+    ticks_ns = (first_seq - window.last_seq) * TICK_US * NS_PER_US
+    return abs(start_at_ns - window.end_at_ns - ticks_ns) <= MAX_STEP_NS
 
 
 def _check_growth(summary: Summary, before: Baseline) -> Finding | None:

@@ -8,10 +8,13 @@ from ironworks.aggregatord import quarantine_store, store
 from ironworks.aggregatord.ingest import Ingest
 from ironworks.aggregatord.tenants import Tenants
 from ironworks.aggregatord.types import AggregatordSettings, Interval, UsageFilter
+from ironworks.aggregatord.vms import Vms
 from ironworks.gen.ironworks.aggregatord.v1 import batch_pb
 from ironworks.gen.ironworks.aggregatord.v1.batch_pb import QuarantineReason
+from ironworks.gen.ironworks.aggregatord.v1.usage_pb import Meter
 from ironworks.gen.ironworks.billaged.v1 import samples_pb
-from ironworks.gen.ironworks.gatewayd.v1 import tenants_pb
+from ironworks.gen.ironworks.gatewayd.v1 import hosts_pb, tenants_pb
+from ironworks.gen.ironworks.metald.v1 import vm_pb
 from ironworks.model.errors import (
     AlreadyExists,
     InvalidRequest,
@@ -290,6 +293,22 @@ async def test_a_window_that_is_late_by_more_than_raw_samples_are_kept_is_billed
     assert [one.window.finding.reason for one in outcome.refused] == [QuarantineReason.CLOCK]
 
 
+async def test_a_clock_that_is_put_right_ends_the_quarantine_by_itself(made: Aggregator) -> None:
+    slow = EPOCH_AT_NS - NS_PER_DAY
+    assert (await made.submit([window(range(10), start_at_ns=slow)])).accepted, "nobody knows yet"
+    assert (await made.submit([window(range(20, 30))])).accepted, "it is now, so that was wrong"
+    wrong = window(range(30, 40), start_at_ns=slow)
+    assert (await made.submit([wrong])).refused, "neither now, nor after the window before"
+    assert (await made.submit([window(range(40, 50))])).accepted
+    await made.clock.advance(3_600)
+    late = await made.submit([window(range(10, 20))])
+    assert late.accepted, "it was long ago, but agrees with the window after it"
+    # Counters are cumulative: what was used in the window that waits is in those after it.
+    span = Interval(from_ns=DAY.from_ns - NS_PER_DAY, to_ns=DAY.to_ns)
+    used = {row.meter: row.quantity for row in await made.usage.usage(MINE, span)}
+    assert used[Meter.VCPU_USED] == reading("cpu_ns", 49) - reading("cpu_ns", 0)
+
+
 async def test_the_ledger_has_a_copy_beside_the_data(made: Aggregator) -> None:
     await made.submit([window(range(10))], "bat_1")
     rows = await made.engine.rows("SELECT batch_id, samples_accepted FROM ledger FINAL")
@@ -327,6 +346,58 @@ async def test_a_new_vm_of_a_tenant_that_does_not_exist_is_quarantined(made: Agg
         "vm_2",
         QuarantineReason.IDENTITY,
     )
+
+
+class OneVm:
+    """A gatewayd with one host, and the metald of it with one VM, of tnt_a."""
+
+    async def list_hosts(self, _: hosts_pb.ListHostsRequest, /) -> hosts_pb.ListHostsResponse:
+        host = hosts_pb.Host(host_id="hst_test", metald_url="http://host:8080")
+        return hosts_pb.ListHostsResponse(hosts=[host])
+
+    async def get_vm(self, request: vm_pb.GetVmRequest, /) -> vm_pb.Vm:
+        if request.vm_id != "vm_1":
+            raise NotFound("There is no such VM.")
+        return vm_pb.Vm(id="vm_1", tenant_id="tnt_a")
+
+
+async def test_an_invented_vm_is_quarantined_until_an_operator_releases_it(
+    made: Aggregator,
+) -> None:
+    await made.submit([window(range(3), vm_id="vm_gone")])
+    ingest = Ingest(
+        database=made.database,
+        warehouse=made.warehouse,
+        clock=made.clock,
+        settings=AggregatordSettings(data_dir=Path("/nowhere")),
+        vms=Vms(OneVm(), lambda _: OneVm(), made.clock),
+    )
+    # A VM that was metered before may be forgotten by its host: its last windows still count.
+    windows = [window(range(3)), window(range(3), vm_id="vm_invented")]
+    windows.append(window(range(3, 6), vm_id="vm_gone"))
+    outcome = await ingest.submit(batch(windows))
+    assert {one.window.key.vm_id for one in outcome.accepted} == {"vm_1", "vm_gone"}
+    [refused] = outcome.refused
+    assert (refused.window.vm_id, refused.window.finding.reason) == (
+        "vm_invented",
+        QuarantineReason.IDENTITY,
+    )
+    assert "knows no such VM" in refused.window.finding.detail
+    used = await made.usage.usage(MINE, DAY, by_vm=True)
+    assert {row.vm_id for row in used} == {"vm_1", "vm_gone"}, "never billed"
+
+
+async def test_a_vm_of_another_tenant_is_none_of_this_one_s(made: Aggregator) -> None:
+    ingest = Ingest(
+        database=made.database,
+        warehouse=made.warehouse,
+        clock=made.clock,
+        settings=AggregatordSettings(data_dir=Path("/nowhere")),
+        vms=Vms(OneVm(), lambda _: OneVm(), made.clock),
+    )
+    outcome = await ingest.submit(batch([window(range(3), tenant_id="tnt_thief")]))
+    assert not outcome.accepted
+    assert outcome.refused[0].window.finding.reason is QuarantineReason.IDENTITY
 
 
 async def test_windows_and_events_must_name_the_same_tenant(made: Aggregator) -> None:

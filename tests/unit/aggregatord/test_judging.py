@@ -37,7 +37,7 @@ async def test_in_order_nothing_is_asked_of_the_engine(
     made: Aggregator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await made.submit([window(range(10))])
-    judge = Judge(made.database, made.warehouse)
+    judge = Judge(made.database, made.warehouse, made.clock)
     monkeypatch.setattr(made.engine, "rows", None)
     judgement = await judge.judge("hst_test", [candidate(window(range(10, 20)))])
     [one] = judgement.accepted
@@ -61,7 +61,7 @@ async def test_late_windows_of_many_vms_are_looked_up_together(
 
     monkeypatch.setattr(made.engine, "rows", counted)
     late = [candidate(window(range(10, 15), vm_id=one), at) for at, one in enumerate(vm_ids)]
-    judgement = await Judge(made.database, made.warehouse).judge("hst_test", late)
+    judgement = await Judge(made.database, made.warehouse, made.clock).judge("hst_test", late)
     assert len(asked) == 2
     assert len(judgement.accepted) == len(judgement.rewritten) == 5
     [grown] = {one.growth.grown["cpu_ns"] for one in judgement.accepted}
@@ -155,7 +155,7 @@ async def test_late_and_early_windows_in_one_batch_add_up(made: Aggregator) -> N
 
 async def test_an_operator_s_word_counts_but_no_sample_counts_twice(made: Aggregator) -> None:
     await made.submit([window(range(10))])
-    judge = Judge(made.database, made.warehouse)
+    judge = Judge(made.database, made.warehouse, made.clock)
     absurd = candidate(window([10], values={"cpu_ns": [10**15]}))
     judgement = await judge.judge("hst_test", [absurd])
     assert [finding.reason for _, finding in judgement.refused] == [QuarantineReason.CPU_EXCEEDED]
@@ -167,7 +167,7 @@ async def test_an_operator_s_word_counts_but_no_sample_counts_twice(made: Aggreg
 
 async def test_a_vm_stays_on_its_host(made: Aggregator) -> None:
     await made.submit([window(range(10))])
-    judge = Judge(made.database, made.warehouse)
+    judge = Judge(made.database, made.warehouse, made.clock)
     judgement = await judge.judge("hst_other", [candidate(window(range(10, 20)))])
     assert [finding.reason for _, finding in judgement.refused] == [QuarantineReason.IDENTITY]
 

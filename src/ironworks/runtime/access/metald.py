@@ -26,8 +26,9 @@ ACCESS: Mapping[str, Access] = {
     },
     **{
         f"{_VMS}/{method}": Access(services=_GATEWAY, roles=READERS)
-        for method in ("GetVm", "ListVms", "WatchVms", "StreamConsole", "GetVmNetworkStats")
+        for method in ("ListVms", "WatchVms", "StreamConsole", "GetVmNetworkStats")
     },
+    f"{_VMS}/GetVm": Access(services=_GATEWAY | {"aggregatord"}, roles=READERS),
     **{
         f"{_HOST}/{method}": Access(services=_GATEWAY, roles=OPERATORS)
         for method in (
