@@ -78,8 +78,8 @@ class Fetched:
 
 
 def directory_of(registry: str) -> str:
-    """Name of a registry's directory."""
-    return registry.replace(":", "_")
+    """Name of a registry's directory, which no other registry's name gives."""
+    return registry.replace(":", "+")
 
 
 def encode(value: FetchPlan | Fetched) -> str:
