@@ -12,6 +12,7 @@ import pytest
 
 from ironworks.builderd.flatten.plan import Flattened, Layer, Limits, Plan
 from ironworks.builderd.flatten.run import flatten
+from ironworks.builderd.flatten.sparse import octal
 from ironworks.model.errors import InvalidRequest
 from ironworks.testkit import images
 from ironworks.testkit.images import File, directory, hard_link, symlink
@@ -157,6 +158,34 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "too many files": (lambda: images.make_tar([f(f"{n}") for n in range(60)]), "more than 50"),
     "bomb": (lambda: images.make_tar([f("z", "\0" * 3_000_000)]), "unpacks to more"),
 }
+
+
+@pytest.mark.parametrize("text", [b"0o5", b"0_5", b"+5", b"-5", b"5 5", b"9", b"0x5"])
+def test_a_number_of_a_header_is_octal_digits_and_nothing_else(text: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="not a number"):
+        octal(text.ljust(12, b"\0"), "size")
+
+
+@pytest.mark.parametrize("text", [b"5", b"      5 ", b"0000005", b"5\0zzzz"])
+def test_a_number_of_a_header_ends_at_its_nul(text: bytes) -> None:
+    assert octal(text.ljust(12, b"\0"), "size") == 5
+
+
+@pytest.mark.parametrize("rootfs_format", ["squashfs", "ext4", ""])
+def test_links_lead_no_deeper_than_a_name_may_be(tmp_path: Path, rootfs_format: str) -> None:
+    deep = "/".join(["a"] * 40)
+    tar = images.make_tar([directory(deep), symlink("s", deep), f(f"s/{deep}/x")])
+    image = images.Image(layers=[images.Layer(tar=tar)])
+    images.write_image(tmp_path / "layout", image)
+    plan = Plan(
+        layers=layer_files(image, tmp_path / "layout"),
+        output=str(tmp_path / "rootfs") if rootfs_format else "",
+        scratch=str(tmp_path),
+        format=rootfs_format or "squashfs",
+        limits=Limits(free_bytes=0, path_bytes=100),
+    )
+    with pytest.raises(InvalidRequest, match="longer than 100"):
+        flatten(plan, lambda _: None)
 
 
 @pytest.mark.parametrize("compression", ["gzip", "zstd"])

@@ -142,8 +142,8 @@ def octal(raw: bytes, what: str) -> int:
     if raw[0] & 0x80:
         value = int.from_bytes(raw, "big") & ((1 << (8 * len(raw) - 1)) - 1)
         return value - (1 << (8 * len(raw) - 1)) if raw[0] & 0x40 else value
-    text = raw.strip(b" \0")
-    try:
-        return int(text, 8) if text else 0
-    except ValueError:
-        raise bad(f"its {what} is not a number") from None
+    text = raw.strip(b" \0").partition(b"\0")[0].rstrip(b" ")
+    # Python takes more for a number than tar does: "0o5", "1_0", "+1".
+    if text.strip(b"01234567"):
+        raise bad(f"its {what} is not a number")
+    return int(text or b"0", 8)

@@ -259,6 +259,9 @@ class Tree:
                 if there is None:
                     continue
                 whole = path + b"/" + name if path else name
+                # Links may lead deeper than any name of a layer says.
+                if len(whole) > self._limits.path_bytes:
+                    raise bad(f"its name is longer than {self._limits.path_bytes} bytes", whole)
                 yield directory, name, whole, there[0]
                 if there[0].children is not None:
                     waiting.append((there[0], whole, iter(sorted(there[0].children))))
@@ -293,8 +296,6 @@ class Tree:
         del _children(directory)[name]
 
     def _item(self, path: bytes, node: Node) -> Item:
-        if len(path) > self._limits.path_bytes:
-            raise bad(f"its name is longer than {self._limits.path_bytes} bytes", path)
         if node.entry.kind is not Kind.FILE or not node.path:
             node.path = path
             return Item(path=path, entry=node.entry, layer=node.layer)
