@@ -188,6 +188,21 @@ def test_links_lead_no_deeper_than_a_name_may_be(tmp_path: Path, rootfs_format: 
         flatten(plan, lambda _: None)
 
 
+def test_an_ext4_has_no_file_of_too_many_names(tmp_path: Path) -> None:
+    links = (raw_entry(b"l%d" % n, b"1", b"a") for n in range(65_001))
+    image = images.Image(layers=[images.Layer(tar=raw_entry(b"a") + b"".join(links) + END)])
+    images.write_image(tmp_path / "layout", image)
+    plan = Plan(
+        layers=layer_files(image, tmp_path / "layout"),
+        output=str(tmp_path / "rootfs"),
+        scratch=str(tmp_path),
+        format="ext4",
+        limits=Limits(free_bytes=0),
+    )
+    with pytest.raises(InvalidRequest, match="more names"):
+        flatten(plan, lambda _: None)
+
+
 @pytest.mark.parametrize("compression", ["gzip", "zstd"])
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_layers_are_refused_with_their_reason(

@@ -16,6 +16,7 @@ from ironworks.builderd.flatten.archive import Counts
 from ironworks.builderd.flatten.ext4_records import BLOCK, Extent, Shape
 from ironworks.builderd.flatten.headers import Entry, Kind
 from ironworks.builderd.flatten.progress import Progress
+from ironworks.builderd.flatten.refusal import bad
 from ironworks.builderd.flatten.sparse import Runs
 from ironworks.builderd.flatten.tree import Node, Tree
 from ironworks.model.errors import Internal, InvalidRequest
@@ -96,6 +97,8 @@ def _place(tree: Tree) -> _Placed:
             placed.counts.file_count += 1
         if node.number:
             placed.links[_position(node.number)] += 1
+            if placed.links[_position(node.number)] >= records.MAX_LINKS:
+                raise bad("it has more names than a file of an ext4 may have", path)
             continue
         position = len(placed.nodes)
         node.number = _number(position)

@@ -24,7 +24,7 @@ INLINE_EXTENTS = 4
 LEAF_EXTENTS = (BLOCK - 12) // 12
 MAX_XATTR_USERS = 1024
 MAX_FAST_LINK_BYTES = 59
-_MAX_LINKS = 65_000
+MAX_LINKS = 65_000
 _EXTENTS_FLAG = 0x80000
 _COMPAT = 0x8 | 0x200  # extended attributes; no backups of the superblock
 _INCOMPAT = 0x2 | 0x40 | 0x200  # types in directories, extents, bitmaps anywhere
@@ -208,7 +208,7 @@ def inode(
         "<HHIIIIIHHIII60sIIIIHHHHHHHHIIIII8x96x",
         _MODES[entry.kind] | entry.mode, entry.uid & 0xFFFF, size & 0xFFFFFFFF,
         low, low, low, 0,
-        entry.gid & 0xFFFF, links if links < _MAX_LINKS else 1, sectors & 0xFFFFFFFF,
+        entry.gid & 0xFFFF, links if links < MAX_LINKS else 1, sectors & 0xFFFFFFFF,
         _EXTENTS_FLAG if has_extents else 0, 0,
         body, 0, xattr_block, size >> 32, 0,
         sectors >> 32, 0, entry.uid >> 16, entry.gid >> 16, 0, 0,
