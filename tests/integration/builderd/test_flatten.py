@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,13 @@ def test_links_lead_no_deeper_than_a_name_may_be(tmp_path: Path, rootfs_format: 
     )
     with pytest.raises(InvalidRequest, match="longer than 100"):
         flatten(plan, lambda _: None)
+
+
+def test_a_squashfs_has_no_files_of_too_many_owners(tmp_path: Path) -> None:
+    files = [File(name=f"{n}", uid=n, gid=100_000 + n) for n in range(33_000)]
+    tar = images.make_tar(files, tarfile.GNU_FORMAT)
+    with pytest.raises(InvalidRequest, match="users and groups"):
+        build(images.Image(layers=[images.Layer(tar=tar)]), tmp_path)
 
 
 def test_an_ext4_has_no_file_of_too_many_names(tmp_path: Path) -> None:

@@ -35,6 +35,8 @@ _QUEUE_BYTES = "64M"
 _UNCOMPRESSED = 0x8000
 _METADATA_BYTES = 8192
 _TAIL_BYTES = 2000
+_MAX_OWNERS = 1 << 16
+_WRITER = 65534
 
 
 def write_squashfs(
@@ -54,11 +56,12 @@ def write_squashfs(
         fed: Is called once the tars are not needed any more, while the writer has still to do.
 
     Raises:
+        InvalidRequest: something does not fit a squashfs.
         ResourceExhausted: the disk is full.
         Internal: the writer failed, or wrote something else than it was fed.
     """
     root = tree.root.entry
-    progress.begin("writing the file system", sum(step[3].entry.size for step in tree.walk()))
+    progress.begin("writing the file system", _looked_over(tree))
     counts: Counts | None = None
     argv = [
         "sqfstar", "-comp", "lz4", "-noI", "-mkfs-time", "0", "-root-mode", f"{root.mode:o}",
@@ -95,6 +98,20 @@ def write_squashfs(
         raise Internal("The file system could not be written.", context={"sqfstar": said})
     _finish(plan.output, root, counts.inode_count)
     return counts
+
+
+def _looked_over(tree: Tree) -> int:
+    """Bytes of all files."""
+    size_bytes, owners = 0, {_WRITER}
+    for _, _, _, node in tree.walk():
+        size_bytes += node.entry.size
+        owners.update((node.entry.uid, node.entry.gid))
+    if len(owners) > _MAX_OWNERS:
+        raise InvalidRequest(
+            f"The image has files of more than {_MAX_OWNERS} users and groups.",
+            hint="Ask for ext4.",
+        )
+    return size_bytes
 
 
 def _told(tree: Tree, progress: Progress) -> Iterator[Item]:
