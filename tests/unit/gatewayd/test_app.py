@@ -18,6 +18,7 @@ from ironworks.gatewayd.app.patience import accepts_connections, at_most, errors
 from ironworks.gatewayd.app.tenants import TenantApp
 from ironworks.gatewayd.issuer import Issuer
 from ironworks.gatewayd.settings import GatewaydSettings
+from ironworks.gatewayd.store import deployments as deployment_store
 from ironworks.gatewayd.types import (
     DeploymentSpec,
     DeploymentState,
@@ -260,6 +261,27 @@ async def test_a_suspended_tenant_gets_no_token_and_starts_nothing(room: Room) -
 
 
 # --- deployments and jobs -----------------------------------------------------------------------
+
+
+async def test_a_failed_deployment_of_which_nothing_is_left_gives_way(room: Room) -> None:
+    owner = await member(room, "acme")
+    old = await room.deployments.create(name="web", spec=SPEC, labels={}, idempotency_key="")
+    await room.database.write(
+        lambda c: deployment_store.change_deployment(
+            c,
+            old.deployment.deployment_id,
+            1,
+            lambda one: replace(one, state=DeploymentState.FAILED, reason="It was so."),
+        )
+    )
+    with pytest.raises(AlreadyExists, match="failed"):  # its job is still undoing
+        await room.deployments.create(name="web", spec=SPEC, labels={}, idempotency_key="")
+    await room.jobs.fail(old.deployment.job_id, Unavailable("It was so."), None)
+    new = await room.deployments.create(name="web", spec=SPEC, labels={}, idempotency_key="")
+    assert new.deployment.deployment_id != old.deployment.deployment_id
+    assert (await room.deployments.get(owner, "web")).deployment == new.deployment
+    kept = (await room.deployments.get(owner, old.deployment.deployment_id)).deployment
+    assert (kept.state, kept.reason) == (DeploymentState.DELETED, "It was so.")
 
 
 async def test_a_deployment_is_accepted_once_with_its_job(room: Room) -> None:

@@ -162,7 +162,7 @@ class DeploymentApp:
         if tenant is None or tenant.state is not TenantState.ACTIVE:
             raise PermissionDenied("The tenant may not start anything.", hint="Ask the operator.")
         taken = store.find_deployment(connection, deployment.name, deployment.tenant_id)
-        if taken is not None:
+        if taken is not None and not self._gives_way(connection, taken):
             raise AlreadyExists(
                 f"There is a deployment {deployment.name} already; it is {taken.state.value}.",
                 hint="Choose another name, or delete that one first.",
@@ -173,6 +173,13 @@ class DeploymentApp:
             used=store.wanted_by(connection, deployment.tenant_id),
             wanted=deployment.spec,
         )
+
+    def _gives_way(self, connection: Connection, taken: Deployment) -> bool:
+        """Whether a deployment of the same name has failed and left nothing: it is Deleted then."""
+        closed = store.close_emptied(
+            connection, self._clock.now_ns(), DeploymentState.FAILED, taken.deployment_id
+        )
+        return closed > 0
 
     async def _see(self, deployment: Deployment) -> Seen:
         replicas = await self._database.read(

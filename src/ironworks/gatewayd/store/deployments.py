@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, TypeAlias, cast
 
 from pydantic import TypeAdapter
-from sqlalchemy import Connection, Row, func, or_, select, tuple_, update
+from sqlalchemy import Connection, Row, func, or_, select, true, tuple_, update
 
 from ironworks.gatewayd.tables import DEPLOYMENTS, JOBS, REPLICAS
 from ironworks.gatewayd.types import (
@@ -163,14 +163,27 @@ def serving_deployments(connection: Connection) -> list[Deployment]:
     return [_deployment(row) for row in connection.execute(query)]
 
 
-def close_emptied(connection: Connection, now_ns: int) -> int:
-    """Deployments that are being deleted, have no replica left and no job at work: Deleted."""
+def close_emptied(
+    connection: Connection,
+    now_ns: int,
+    state: DeploymentState = DeploymentState.DELETING,
+    deployment_id: str = "",
+) -> int:
+    """Deployments in a state that have no replica left and no job at work: Deleted.
+
+    Args:
+        connection: The transaction.
+        now_ns: UTC.
+        state: Only those in it.
+        deployment_id: Only this one; empty: all.
+    """
     at_work = select(JOBS.c.resource_id).where(JOBS.c.state.not_in(_JOB_ENDED))
     filled = select(REPLICAS.c.deployment_id).where(REPLICAS.c.state != _GONE)
     result = connection.execute(
         update(DEPLOYMENTS)
         .where(
-            DEPLOYMENTS.c.state == DeploymentState.DELETING.value,
+            DEPLOYMENTS.c.state == state.value,
+            DEPLOYMENTS.c.deployment_id == deployment_id if deployment_id else true(),
             DEPLOYMENTS.c.deployment_id.not_in(filled),
             DEPLOYMENTS.c.deployment_id.not_in(at_work),
         )

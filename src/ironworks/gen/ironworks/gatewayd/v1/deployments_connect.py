@@ -46,8 +46,11 @@ class DeploymentService(Protocol):
         CreateDeployment accepts a deployment and starts the job that brings it up. Roles: owner, admin,
         developer.
 
-        Errors: `already_exists` if the tenant has a deployment of that name; `invalid_argument` for a
-        specification out of bounds; `resource_exhausted` over the tenant's limits.
+        One of the same name that has failed gives way, as soon as nothing is left of it: it is DELETED
+        then, and found by its id.
+
+        Errors: `already_exists` if the tenant has another deployment of that name; `invalid_argument` for
+        a specification out of bounds; `resource_exhausted` over the tenant's limits.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -233,8 +236,11 @@ class DeploymentServiceClient(ConnectClient):
         CreateDeployment accepts a deployment and starts the job that brings it up. Roles: owner, admin,
         developer.
 
-        Errors: `already_exists` if the tenant has a deployment of that name; `invalid_argument` for a
-        specification out of bounds; `resource_exhausted` over the tenant's limits.
+        One of the same name that has failed gives way, as soon as nothing is left of it: it is DELETED
+        then, and found by its id.
+
+        Errors: `already_exists` if the tenant has another deployment of that name; `invalid_argument` for
+        a specification out of bounds; `resource_exhausted` over the tenant's limits.
         """
         return await self.execute_unary(
             request=request,
@@ -424,8 +430,11 @@ class DeploymentServiceSync(Protocol):
         CreateDeployment accepts a deployment and starts the job that brings it up. Roles: owner, admin,
         developer.
 
-        Errors: `already_exists` if the tenant has a deployment of that name; `invalid_argument` for a
-        specification out of bounds; `resource_exhausted` over the tenant's limits.
+        One of the same name that has failed gives way, as soon as nothing is left of it: it is DELETED
+        then, and found by its id.
+
+        Errors: `already_exists` if the tenant has another deployment of that name; `invalid_argument` for
+        a specification out of bounds; `resource_exhausted` over the tenant's limits.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -609,8 +618,11 @@ class DeploymentServiceClientSync(ConnectClientSync):
         CreateDeployment accepts a deployment and starts the job that brings it up. Roles: owner, admin,
         developer.
 
-        Errors: `already_exists` if the tenant has a deployment of that name; `invalid_argument` for a
-        specification out of bounds; `resource_exhausted` over the tenant's limits.
+        One of the same name that has failed gives way, as soon as nothing is left of it: it is DELETED
+        then, and found by its id.
+
+        Errors: `already_exists` if the tenant has another deployment of that name; `invalid_argument` for
+        a specification out of bounds; `resource_exhausted` over the tenant's limits.
         """
         return self.execute_unary(
             request=request,
