@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import selectors
 import socket
@@ -18,7 +19,7 @@ import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ironworks.metald.network import namespace, naming
 from ironworks.metald.network.naming import SlotNames
@@ -118,6 +119,21 @@ class Guest:
     def reaches(self, address: str, port: int) -> bool:
         """Whether a TCP connection that the guest opens is answered."""
         return self.run(lambda: answers(address, port))
+
+
+def own_addresses() -> set[str]:
+    """Addresses of this machine by which others reach it; its name need not resolve."""
+    done = subprocess.run(
+        ["ip", "-j", "addr", "show", "scope", "global"], capture_output=True, check=True
+    )
+    links: list[dict[str, Any]] = json.loads(done.stdout)
+    return {
+        str(one["local"])
+        for link in links
+        if not str(link.get("ifname", "")).startswith("iw")
+        for one in link.get("addr_info", ())
+        if "local" in one
+    }
 
 
 def answers(address: str, port: int) -> bool:

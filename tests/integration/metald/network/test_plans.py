@@ -14,7 +14,14 @@ from ironworks.metald.network import namespace, naming
 from ironworks.metald.network.plan import Plan
 from ironworks.metald.network.slots import HostNetwork
 from ironworks.metald.types import EgressRule, NetworkSpec, Protocol, PublishedPort
-from ironworks.testkit.metald.guests import INTERNET, Guest, answers, internet, serving
+from ironworks.testkit.metald.guests import (
+    INTERNET,
+    Guest,
+    answers,
+    internet,
+    own_addresses,
+    serving,
+)
 
 from .conftest import MakeGuest
 
@@ -74,11 +81,9 @@ async def test_the_host_reaches_a_vm_and_no_vm_reaches_the_host(make_guest: Make
         port = listener.getsockname()[1]
         for address in (guest.names.address, guest.names.address_v6):
             assert await ask(lambda address=address: answers(str(address), 80))
-        own = {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None)}
-        for address in {str(naming.HOST_ADDRESS), *own, str(naming.ROUTER_ADDRESS)}:
-            if not str(address).startswith("127.") and address != "::1":
-                reached = await ask(lambda address=address: connects(guest, str(address), port))
-                assert not reached, address
+        for address in {str(naming.HOST_ADDRESS), *own_addresses(), str(naming.ROUTER_ADDRESS)}:
+            reached = await ask(lambda address=address: connects(guest, address, port))
+            assert not reached, address
 
 
 def connects(guest: Guest, address: str, port: int) -> bool:

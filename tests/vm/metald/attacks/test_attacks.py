@@ -46,7 +46,7 @@ from ironworks.runtime.cgroup_layout import read_layout
 from ironworks.runtime.clock import SystemClock
 from ironworks.runtime.settings import tag_of
 from ironworks.testkit.metald.frames import REFUSED
-from ironworks.testkit.metald.guests import Guest, answers
+from ironworks.testkit.metald.guests import Guest, answers, own_addresses
 from ironworks.testkit.rooms import make_rootfs
 
 pytestmark = [pytest.mark.vm, pytest.mark.root, pytest.mark.asyncio(loop_scope="module")]
@@ -228,14 +228,12 @@ async def test_its_own_tenant_is_reached_and_nobody_else(attacker: Attacker) -> 
     before = await attacker.counts()
     with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as service:
         port = service.getsockname()[1]
-        own = {str(info[4][0]) for info in socket.getaddrinfo(socket.gethostname(), None)}
-        own = {one for one in own if not one.startswith("127.") and one != "::1"}
         assert await asyncio.to_thread(_connects, str(naming.HOST_ADDRESS), port)
         sibling, neighbour = attacker.sibling.names, attacker.neighbour.names
         reached = await attacker.connects(
             *((str(one), PAGE_PORT) for one in (sibling.address, sibling.address_v6)),
             *((str(one), PAGE_PORT) for one in (neighbour.address, neighbour.address_v6)),
-            *((one, port) for one in own),
+            *((one, port) for one in own_addresses()),
             *((str(one), port) for one in (naming.HOST_ADDRESS, naming.HOST_ADDRESS_V6)),
             *((str(one), port) for one in (naming.GATEWAY_ADDRESS, naming.GATEWAY_ADDRESS_V6)),
             *((str(one), port) for one in (naming.ROUTER_ADDRESS, naming.ROUTER_ADDRESS_V6)),
