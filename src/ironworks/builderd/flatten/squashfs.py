@@ -84,13 +84,13 @@ def write_squashfs(
                 counts = ArchiveWriter(pipe, layers).write(_told(tree, progress))
                 writer.stdin.close()
                 fed()
-                writer.wait()
+                words = writer.stderr.read()  # until it ends
         except BrokenPipeError:
-            counts = None  # its message says why
+            counts, words = None, writer.stderr.read()  # its message says why
         except BaseException:
             writer.kill()
             raise
-        said = writer.stderr.read()[-_TAIL_BYTES:].decode(errors="replace").strip()
+        said = words[-_TAIL_BYTES:].decode(errors="replace").strip()
         status = writer.wait()
     if "No space left" in said or "File too large" in said:
         raise no_room()
