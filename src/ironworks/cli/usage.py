@@ -205,11 +205,14 @@ async def _export(client: AsyncIronworks, asked: _Asked, path: Path, options: Op
     # A file that broke off must not look whole.
     beside = path.with_name(f".{path.name}.part")
     size_bytes = 0
-    async with aclosing(chunks):
-        with beside.open("wb") as file:
-            async for chunk in chunks:
-                size_bytes += file.write(chunk)
-    beside.replace(path)
+    try:
+        async with aclosing(chunks):
+            with beside.open("wb") as file:
+                async for chunk in chunks:
+                    size_bytes += file.write(chunk)
+        beside.replace(path)
+    except OSError as error:
+        raise InvalidRequest(f"{path} cannot be written: {error.strerror}.") from None
     options.output().say(f"{path}: {size_bytes:,} bytes.")
 
 

@@ -72,6 +72,8 @@ async def test_an_export_is_a_file(iron: Iron, tmp_path: Path) -> None:
     assert file.read_bytes() == b"from,to\r\n1,2\r\n"
     assert "14 bytes" in done.err
     assert [one.name for one in tmp_path.iterdir() if one.name.endswith(".part")] == []
+    nowhere = await iron("usage", "--export", str(tmp_path / "no" / "usage.csv"), status=65)
+    assert "cannot be written: No such file" in nowhere.err
     refused = await iron("usage", "--export", str(tmp_path / "usage.xls"), status=65)
     assert ".parquet" in refused.err
 
