@@ -41,6 +41,7 @@ class DeploySpec:
         restart: `never`, `on-failure` or `always`.
         health_path: HTTP path that must answer for a VM to get traffic.
         egress: What the VMs may connect to, each as `parse_egress` takes it.
+        boot_timeout_seconds: Of each VM, until it is ready.
     """
 
     image: str
@@ -55,6 +56,7 @@ class DeploySpec:
     restart: str = "never"
     health_path: str = ""
     egress: Sequence[str] = ()
+    boot_timeout_seconds: float = 0
 
 
 async def submit(
@@ -74,6 +76,7 @@ async def submit(
         restart=parse_restart(spec.restart),
         health_path=spec.health_path,
         egress=[parse_egress(rule) for rule in spec.egress],
+        boot_timeout_seconds=spec.boot_timeout_seconds,
     )
 
 
@@ -217,6 +220,7 @@ async def command(  # noqa: PLR0913 - the options of the command
     restart: str = "never",
     health_path: str = "",
     egress: tuple[str, ...] = (),
+    ready_within: float = 0,
     detach: bool = False,
     options: Options = DEFAULTS,
 ) -> None:
@@ -238,9 +242,9 @@ async def command(  # noqa: PLR0913 - the options of the command
             traffic; default: its port must accept connections.
         egress: Network that VMs may connect to, with its ports if not all: 203.0.113.0/24:80,443.
             May be given more than once; default: they reach each other and nothing else.
+        ready_within: Seconds that each VM may take until it is ready, 1 to 600; default: 120.
         detach: Answer as soon as the job is accepted.
     """
-    out = options.output()
     spec = DeploySpec(
         image=image,
         name=name,
@@ -253,9 +257,15 @@ async def command(  # noqa: PLR0913 - the options of the command
         restart=restart,
         health_path=health_path,
         egress=egress,
+        boot_timeout_seconds=ready_within,
     )
+    await _ordered(spec, options, detach=detach)
+
+
+async def _ordered(spec: DeploySpec, options: Options, *, detach: bool) -> None:
+    out = options.output()
     async with options.client() as client:
-        spec = replace(spec, image=await sent(client, image, out.say))
+        spec = replace(spec, image=await sent(client, spec.image, out.say))
         accepted = await submit(client, spec)
         if detach:
             _say_accepted(out, accepted)

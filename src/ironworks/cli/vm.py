@@ -7,7 +7,7 @@ import sys
 from cyclopts import App
 
 from ironworks.cli.options import DEFAULTS, Options
-from ironworks.cli.output import duration, printable, state_name, when
+from ironworks.cli.output import Output, duration, printable, state_name, when
 from ironworks.gen.ironworks.metald.v1 import vm_pb
 from ironworks.model.units import format_bytes
 
@@ -21,7 +21,7 @@ def _size(vm: vm_pb.Vm) -> str:
 
 @app.command
 async def get(vm: str, /, *, options: Options = DEFAULTS) -> None:
-    """Show a VM, its history and how long each step of its boot took.
+    """Show a VM, how it ended, its history and how long each step of its boot took.
 
     Args:
         vm: Id, `vm_…`.
@@ -50,6 +50,8 @@ async def get(vm: str, /, *, options: Options = DEFAULTS) -> None:
         return
     for sentence in found.drift:
         out.say(f"Drift: {sentence}")
+    if found.exit is not None:
+        _show_exit(out, found.exit)
     if found.timings:
         out.table(
             ("STEP", "TOOK"), [(step.step, duration(step.duration_ns)) for step in found.timings]
@@ -59,6 +61,16 @@ async def get(vm: str, /, *, options: Options = DEFAULTS) -> None:
             ("AT", "STATE", "REASON"),
             [(when(one.at_ns), state_name(one.to), one.reason) for one in found.history],
         )
+
+
+def _show_exit(out: Output, ended: vm_pb.VmExit) -> None:
+    """How the last run ended, and what the console said last."""
+    status = ended.workload_status if ended.has_field("workload_status") else "not known"
+    vmm = ended.vmm_status if ended.has_field("vmm_status") else "not known"
+    out.plain(f"Ended at {when(ended.at_ns)}: {ended.sentence}")
+    out.plain(f"Exit status {status}, of its VMM {vmm}. Last lines of its console:")
+    for line in ended.console_tail:
+        out.plain(f"  {line}")
 
 
 @app.command
@@ -169,6 +181,22 @@ def _changed(vm: vm_pb.Vm, options: Options) -> None:
     """What became of a VM, in one line or in JSON."""
     why = f": {vm.reason}" if vm.reason else ""
     options.output().fields(vm, {"VM": vm.id, "State": state_name(vm.state) + why})
+
+
+@app.command
+async def boot(
+    vm: str, /, *, ready_within: float = 0, detach: bool = False, options: Options = DEFAULTS
+) -> None:
+    """Boot a VM that was created and has not run; ends when it is ready.
+
+    Args:
+        vm: Id, `vm_…`.
+        ready_within: Seconds after which the boot has failed, 1 to 600; default: the host's, 60, or
+            120 where guests are emulated.
+        detach: Do not wait until it is ready.
+    """
+    async with options.client() as client:
+        _changed(await client.vms.boot(vm, timeout_seconds=ready_within, detach=detach), options)
 
 
 @app.command

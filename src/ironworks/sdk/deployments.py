@@ -88,6 +88,7 @@ class Deployments(Resource):
         restart: deployments_pb.RestartPolicy = deployments_pb.RestartPolicy.NEVER,
         health_path: str = "",
         egress: Sequence[deployments_pb.EgressRule] = (),
+        boot_timeout_seconds: float = 0,
         labels: Mapping[str, str] | None = None,
         idempotency_key: str = "",
     ) -> deployments_pb.CreateDeploymentResponse:
@@ -107,6 +108,8 @@ class Deployments(Resource):
             health_path: HTTP path that must answer 200 to 399 for a VM to get traffic; empty: its
                 port must accept connections.
             egress: What the VMs may connect to; empty: nothing but each other.
+            boot_timeout_seconds: Of each VM, until it is ready, 1 to 600; 0: the platform's
+                default, 120.
             labels: For people and filters.
             idempotency_key: Made if empty.
         """
@@ -121,6 +124,7 @@ class Deployments(Resource):
             args=[*args],
             restart_policy=restart,
             egress=[*egress],
+            boot_timeout_ms=round(boot_timeout_seconds * 1000),
         )
         if health_path:
             check = deployments_pb.HttpCheck(path=health_path)

@@ -89,6 +89,14 @@ class _Vms(_Handlers, SteeredVms):
             timings=[vm_pb.StepTiming(step="vmm.spawn", duration_ns=45_000_000)],
             history=[vm_pb.VmTransition(to=vm_pb.VmState.RUNNING, at_ns=_AT_NS, reason="ready")],
             drift=["Its tap is gone."],
+            exit=vm_pb.VmExit(
+                kind=vm_pb.VmExitKind.WORKLOAD,
+                sentence="The application exited with status 3.",
+                workload_status=3,
+                vmm_status=0,
+                console_tail=["no such table"],
+                at_ns=_AT_NS,
+            ),
             created_at_ns=_AT_NS,
         )
 

@@ -29,6 +29,8 @@ async def test_get_shows_steps_history_and_drift(iron: Iron) -> None:
     for shown in ("vmm.spawn", "45 ms", "running", "2 vCPU, 256.0 MiB"):
         assert shown in done.out
     assert "Its tap is gone." in done.err
+    for shown in ("The application exited with status 3.", "Exit status 3,", "no such table"):
+        assert shown in done.out
     assert (await iron("vm", "get", VM_ID, "--json")).json["id"] == VM_ID
 
 
@@ -73,6 +75,7 @@ async def test_a_terminal_is_not_steered_by_a_guest(iron: Iron) -> None:
 @pytest.mark.parametrize(
     ("words", "method", "shown"),
     [
+        (("boot", "--ready-within", "5"), "BootVm", "running"),
         (("pause",), "PauseVm", "paused"),
         (("resume",), "ResumeVm", "running"),
         (("reboot", "--grace", "5"), "RebootVm", "runs again"),
@@ -88,7 +91,7 @@ async def test_a_vm_is_steered(iron: Iron, words: tuple[str, ...], method: str, 
     request = iron.api.asked[method][-1]
     assert getattr(request, "vm_id", "") == VM_ID
     assert getattr(request, "idempotency_key", "") != ""
-    if "--grace" in options:
+    if {"--grace", "--ready-within"} & {*options}:
         assert getattr(request, "timeout_seconds", 0) == float(options[1])
     assert getattr(request, "force", False) is ("--force" in options)
     await iron("vm", verb, "vm_none", status=66)

@@ -38,6 +38,7 @@ class Deployments:
         restart: deployments_pb.RestartPolicy = deployments_pb.RestartPolicy.NEVER,
         health_path: str = "",
         egress: Sequence[deployments_pb.EgressRule] = (),
+        boot_timeout_seconds: float = 0,
         labels: Mapping[str, str] | None = None,
         idempotency_key: str = "",
     ) -> deployments_pb.CreateDeploymentResponse:
@@ -57,6 +58,8 @@ class Deployments:
             health_path: HTTP path that must answer 200 to 399 for a VM to get traffic; empty: its
                 port must accept connections.
             egress: What the VMs may connect to; empty: nothing but each other.
+            boot_timeout_seconds: Of each VM, until it is ready, 1 to 600; 0: the platform's
+                default, 120.
             labels: For people and filters.
             idempotency_key: Made if empty.
         """
@@ -74,6 +77,7 @@ class Deployments:
                 restart=restart,
                 health_path=health_path,
                 egress=egress,
+                boot_timeout_seconds=boot_timeout_seconds,
                 labels=labels,
                 idempotency_key=idempotency_key,
             )
