@@ -35,7 +35,7 @@ from ironworks.model.errors import Aborted, NotFound
 from ironworks.model.pages import PageSpec
 from ironworks.storage import idempotency
 
-MAX_READ_SPECS = 4096
+MAX_READ_VMS = 4096
 """That are remembered, at some kilobytes each."""
 _SPEC = TypeAdapter(VmSpec)
 _EVIDENCE = TypeAdapter(Evidence)
@@ -93,13 +93,15 @@ def write_host(connection: Connection, host: Host) -> None:
 # --- VMs ----------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=MAX_READ_SPECS)
+@lru_cache(maxsize=MAX_READ_VMS)
 def _read_spec(text: str) -> VmSpec:
     """A spec as `spec_bytes` wrote it: few ever change, and reading one takes longer than SQL."""
     return _SPEC.validate_json(text)
 
 
+@lru_cache(maxsize=MAX_READ_VMS)
 def _vm(row: _TABLE_ROW) -> Vm:
+    """A VM out of a whole row of its table: most of a page are as they were a moment ago."""
     return Vm(
         vm_id=row.id,
         tenant_id=row.tenant_id,
