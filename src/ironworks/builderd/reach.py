@@ -20,7 +20,13 @@ from ironworks.builderd import tenants
 from ironworks.builderd.cgroup import build_groups
 from ironworks.builderd.policy import source_of
 from ironworks.builderd.sources.documents import read_manifest
-from ironworks.builderd.sources.local import classify, drop_damaged, locate, resolve_layout
+from ironworks.builderd.sources.local import (
+    classify,
+    drop_damaged,
+    is_compressed,
+    locate,
+    resolve_layout,
+)
 from ironworks.builderd.sources.registry import BLOBS, PARTIAL, Reachable, Registries
 from ironworks.builderd.sources.skopeo import Skopeo
 from ironworks.builderd.types import (
@@ -118,7 +124,7 @@ class Reach:
                 ),
             )
             return resolved, Pulled(manifest=manifest)
-        path, kind = await self._local(tenant_id, reference)
+        path, kind = await self._local(tenant_id, reference, scratch)
         if kind is Transport.LAYOUT:
             return await asyncio.to_thread(resolve_layout, path, reference.name)
         return await self._skopeo.unpack_archive(
@@ -129,17 +135,23 @@ class Reach:
             timeout_seconds=self._settings.build_timeout_seconds,
         )
 
-    async def _local(self, tenant_id: str, reference: ImageReference) -> tuple[Path, Transport]:
-        if reference.transport is Transport.UPLOAD:
-            path = await self._uploaded(tenant_id, reference.location)
-            return path, await asyncio.to_thread(classify, path)
-        path = await asyncio.to_thread(locate, reference, self._settings.image_roots())
+    async def _local(
+        self, tenant_id: str, reference: ImageReference, scratch: Path
+    ) -> tuple[Path, Transport]:
         kind = reference.transport
-        if kind in (Transport.PATH, Transport.LAYOUT):
-            found = await asyncio.to_thread(classify, path)
-            return path, found if kind is Transport.PATH else kind
-        if not path.is_file():
+        if kind is Transport.UPLOAD:
+            path = await self._uploaded(tenant_id, reference.location)
+        else:
+            path = await asyncio.to_thread(locate, reference, self._settings.image_roots())
+        if kind in (Transport.OCI_ARCHIVE, Transport.DOCKER_ARCHIVE) and not path.is_file():
             raise NotFound(f"There is no archive at {reference.location}.")
+        if await asyncio.to_thread(is_compressed, path):
+            path = await self._skopeo.inflate(
+                path, scratch=scratch, timeout_seconds=self._settings.build_timeout_seconds
+            )
+        if kind in (Transport.PATH, Transport.LAYOUT, Transport.UPLOAD):
+            found = await asyncio.to_thread(classify, path)
+            return path, kind if kind is Transport.LAYOUT else found
         return path, kind
 
     async def _uploaded(self, tenant_id: str, upload_id: str) -> Path:

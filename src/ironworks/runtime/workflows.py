@@ -437,6 +437,8 @@ class Workflows:
             "log_level": "WARNING",
             "enable_otlp": False,
             "sys_db_pool_size": 5,
+            # As in `storage.sql`: what a frozen process has locked is free after that.
+            "sys_db_idle_transaction_timeout_sec": 15.0,
             "max_executor_threads": 16,
         }
 

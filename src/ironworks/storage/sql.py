@@ -52,7 +52,7 @@ _SESSION = (
     "SET synchronous_commit = on",
     "SET statement_timeout = '60s'",
     "SET lock_timeout = '20s'",
-    "SET idle_in_transaction_session_timeout = '60s'",
+    "SET idle_in_transaction_session_timeout = '15s'",
 )
 _NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import os
 import signal
 import socket
@@ -245,12 +246,18 @@ async def test_archives_and_bare_paths(world: World) -> None:
     for target in (f"oci-archive:{oci}:app:1", f"docker-archive:{docker}:app:1"):
         argv = ["skopeo", "--insecure-policy", "copy", "-q", reference, target]
         await run(argv, timeout_seconds=60)
+    zipped, zstd = world.images_dir / "docker.tar.gz", world.images_dir / "oci.tar.zst"
+    zipped.write_bytes(gzip.compress(docker.read_bytes()))
+    await run(["zstd", "-q", str(oci), "-o", str(zstd)], timeout_seconds=60)
     made = await world.build(reference)
     assert made.result is not None
     for image in (
         str(layout),
         str(oci),
         str(docker),
+        str(zipped),
+        str(zstd),
+        f"docker-archive:{zipped}",
         f"oci-archive:{oci}",
         f"docker-archive:{docker}",
     ):
@@ -278,6 +285,11 @@ async def test_an_index_gives_this_platform_its_image(world: World) -> None:
 def unreadable(directory: Path) -> str:
     (directory / "bad.tar").write_bytes(b"this is no archive" * 1000)
     return f"{directory}/bad.tar"
+
+
+def truncated_gzip(directory: Path) -> str:
+    (directory / "cut.tar.gz").write_bytes(gzip.compress(os.urandom(5000))[:4000])
+    return f"{directory}/cut.tar.gz"
 
 
 def truncated(directory: Path) -> str:
@@ -329,6 +341,7 @@ BAD: dict[str, tuple[Callable[[Path], str], str, str]] = {
         "neither an entrypoint nor a cmd",
     ),
     "unreadable archive": (unreadable, "invalid_argument", "cannot be read"),
+    "cut-off compressed archive": (truncated_gzip, "invalid_argument", "cannot be read"),
     "cut-off archive": (truncated, "invalid_argument", "cannot be read"),
     "tampered layer": (tampered, "invalid_argument", "not what the manifest says"),
     "hostile layer": (

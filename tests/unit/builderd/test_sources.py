@@ -24,6 +24,7 @@ from ironworks.builderd.sources.documents import (
 from ironworks.builderd.sources.local import (
     check_blob,
     classify,
+    is_compressed,
     locate,
     read_blob,
     resolve_layout,
@@ -243,6 +244,13 @@ def test_what_a_path_is(tmp_path: Path) -> None:
     for name in ("empty", "text.tar", "garbage.tar", "other.tar", "compressed.tar", "fifo.tar"):
         with pytest.raises(InvalidRequest):
             classify(tmp_path / name)
+    compressed = [
+        one.name for one in tmp_path.glob("*.tar") if one.is_file() and is_compressed(one)
+    ]
+    assert compressed == ["compressed.tar"]
+    assert not is_compressed(tmp_path / "layout")
+    with pytest.raises(InvalidRequest):
+        is_compressed(tmp_path / "fifo.tar")
 
 
 def test_blobs_are_compared_with_their_digests(tmp_path: Path) -> None:

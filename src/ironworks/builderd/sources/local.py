@@ -26,6 +26,7 @@ from ironworks.model.errors import InvalidRequest, NotFound
 
 _MAX_NESTING = 3
 _MAX_LISTED = 100_000
+_COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\x00", b"\x04\x22\x4d\x18")
 
 
 def locate(reference: ImageReference, roots: Sequence[Path]) -> Path:
@@ -68,12 +69,27 @@ def classify(path: Path) -> Transport:
     )
 
 
+def is_compressed(path: Path) -> bool:
+    """Whether a file begins like what gzip, zstd, xz or lz4 write.
+
+    Raises:
+        InvalidRequest: it cannot be read.
+    """
+    if path.is_dir():
+        return False
+    fd = _open_regular(path)
+    try:
+        return os.pread(fd, 6, 0).startswith(_COMPRESSED)
+    finally:
+        os.close(fd)
+
+
 def _listing(path: Path) -> frozenset[str]:
     names: set[str] = set()
     fd = _open_regular(path)
     try:
         size = os.fstat(fd).st_size
-        if size < 1024 or os.pread(fd, 2, 0) == b"\x1f\x8b":  # noqa: PLR2004 - two tar blocks
+        if size < 1024:  # noqa: PLR2004 - two tar blocks
             raise unreadable(path)
         for entry in read_entries(fd, size, Limits()):
             names.add(b"/".join(entry.path).decode(errors="replace"))
@@ -89,8 +105,8 @@ def _listing(path: Path) -> frozenset[str]:
 def unreadable(path: Path) -> InvalidRequest:
     """The refusal of an archive that cannot be read."""
     return InvalidRequest(
-        f"The archive {path} cannot be read: it is damaged, compressed, or not a tar.",
-        hint="Make it again, uncompressed, with `docker save` or `skopeo copy`.",
+        f"The archive {path} cannot be read: it is damaged, or not a tar.",
+        hint="Make it again with `docker save` or `skopeo copy`.",
     )
 
 

@@ -57,13 +57,42 @@ class Skopeo:
             "--override-os", "linux", "--override-arch", host_architecture(),
             "copy", "--quiet", source, "dir:/scratch",
         ]  # fmt: skip
+        done = await self._run(path, sandbox, command, timeout_seconds)
+        if done.status != 0:
+            raise _explain(path, name, done)
+        return read_directory(target)
+
+    async def inflate(self, path: Path, *, scratch: Path, timeout_seconds: float) -> Path:
+        """An archive without what `docker save | gzip` and its like put around it.
+
+        Raises:
+            InvalidRequest: it is damaged, or larger than a blob may be.
+            DeadlineExceeded: it takes too long.
+        """
+        target = scratch / "inflated"
+        target.mkdir()
+        sandbox = Sandbox(
+            readable={"/archive": path},
+            writable={_TEMPORARY: target},
+            file_bytes=self._file_bytes,
+        )
+        # It knows gzip, xz and lz4 as well.
+        command = ["zstd", "-dq", "-o", f"{_TEMPORARY}/archive.tar", "/archive"]
+        done = await self._run(path, sandbox, command, timeout_seconds)
+        if done.status != 0:
+            raise _explain(path, "", done)
+        return target / "archive.tar"
+
+    async def _run(
+        self, path: Path, sandbox: Sandbox, command: list[str], timeout_seconds: float
+    ) -> Completed:
         async with AsyncExitStack() as held:
             if self._groups is not None:
-                group_name = f"{os.getpid()}.{next(self._numbers)}.skopeo"
+                group_name = f"{os.getpid()}.{next(self._numbers)}.archive"
                 group = await held.enter_async_context(self._groups.held(group_name))
                 sandbox = replace(sandbox, join_paths=group.join_paths)
             try:
-                done = await run(
+                return await run(
                     sandbox.argv(command), timeout_seconds=timeout_seconds, check=False
                 )
             except DeadlineExceeded:
@@ -71,9 +100,6 @@ class Skopeo:
                     f"The archive {path} could not be taken apart within {timeout_seconds:g} "
                     "seconds."
                 ) from None
-        if done.status != 0:
-            raise _explain(path, name, done)
-        return read_directory(target)
 
 
 def _explain(path: Path, name: str, done: Completed) -> IronError:
