@@ -15,6 +15,7 @@ from protobuf import Oneof
 from ironworks.assetmanagerd import garbage_store, store
 from ironworks.assetmanagerd.bytes.bucket import BucketBackend
 from ironworks.assetmanagerd.bytes.cache import HostCache
+from ironworks.assetmanagerd.lease_store import facts_bytes
 from ironworks.assetmanagerd.types import Asset, AssetState
 from ironworks.gen.ironworks.assetmanagerd.v1 import asset_pb as pb
 from ironworks.gen.ironworks.assetmanagerd.v1.asset_connect import AssetServiceClient
@@ -125,8 +126,8 @@ async def test_bytes_that_one_host_removes_late_are_not_those_that_the_other_reg
 
 async def test_what_one_host_is_validating_the_other_does_not_take_up(hosts: Hosts) -> None:
     begin = hosts.one.intake._claim  # pyright: ignore[reportPrivateUsage]
-    name = hosts.one.stage(BODIES[0])
-    asset, _ = await begin(ACME, ACME.tenant_id, facts(BODIES[0]), name, "")
+    name, said = hosts.one.stage(BODIES[0]), facts(BODIES[0])
+    asset, _ = await begin(ACME, ACME.tenant_id, said, name, "", facts_bytes(said))
     assert await hosts.other.intake.resume() == 0
     assert await hosts.one.intake.resume() == 1
     assert (await hosts.other.registry.get(ACME, asset.asset_id)).state is AssetState.AVAILABLE
@@ -135,7 +136,8 @@ async def test_what_one_host_is_validating_the_other_does_not_take_up(hosts: Hos
 async def test_what_a_host_that_is_gone_was_validating_fails_in_the_end(hosts: Hosts) -> None:
     await hosts.other.asset(squashfs(b"makes the bucket"))
     begin = hosts.one.intake._claim  # pyright: ignore[reportPrivateUsage]
-    asset, _ = await begin(ACME, ACME.tenant_id, facts(BODIES[0]), "staged", "")
+    said = facts(BODIES[0])
+    asset, _ = await begin(ACME, ACME.tenant_id, said, "staged", "", facts_bytes(said))
     await hosts.advance(hosts.one.settings.upload_ttl_seconds + 1)
     assert await hosts.other.intake.resume() == 1
     assert (await hosts.other.registry.get(ACME, asset.asset_id)).state is AssetState.FAILED
