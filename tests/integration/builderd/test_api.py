@@ -20,6 +20,7 @@ from pyqwest import Client, HTTPTransport
 from ironworks.assetmanagerd.service import compose as compose_assets
 from ironworks.assetmanagerd.types import AssetSettings
 from ironworks.builderd.service import compose as compose_builds
+from ironworks.builderd.sources.skopeo import Skopeo
 from ironworks.builderd.types import BuilderSettings
 from ironworks.gen.ironworks.assetmanagerd.v1 import asset_pb
 from ironworks.gen.ironworks.assetmanagerd.v1.asset_connect import AssetServiceClient
@@ -280,6 +281,22 @@ async def test_an_index_gives_this_platform_its_image(world: World) -> None:
     assert refused.failure is not None
     assert refused.failure.code == "unimplemented"
     assert "linux/arm64" in refused.failure.message
+
+
+async def test_a_compressed_archive_is_as_large_as_a_blob_may_be(tmp_path: Path) -> None:
+    archive = tmp_path / "bomb.tar.gz"
+    archive.write_bytes(gzip.compress(bytes(3 << 20)))
+    for size_bytes, refused in ((3 << 20, False), ((3 << 20) - 1, True)):
+        scratch = tmp_path / str(size_bytes)
+        scratch.mkdir()
+        inflating = Skopeo(file_bytes=size_bytes).inflate(
+            archive, scratch=scratch, timeout_seconds=60
+        )
+        if refused:
+            with pytest.raises(InvalidRequest, match=r"bomb.tar.gz has more than 3145727 bytes"):
+                await inflating
+        else:
+            assert (await inflating).stat().st_size == size_bytes
 
 
 def unreadable(directory: Path) -> str:

@@ -64,7 +64,7 @@ def classify(path: Path) -> Transport:
     if "manifest.json" in names:
         return Transport.DOCKER_ARCHIVE
     raise InvalidRequest(
-        f"The archive {path} holds no image.",
+        f"The archive {path.name} holds no image.",
         hint="Make it with `docker save`, or `skopeo copy … oci-archive:FILE`.",
     )
 
@@ -105,7 +105,7 @@ def _listing(path: Path) -> frozenset[str]:
 def unreadable(path: Path) -> InvalidRequest:
     """The refusal of an archive that cannot be read."""
     return InvalidRequest(
-        f"The archive {path} cannot be read: it is damaged, or not a tar.",
+        f"The archive {path.name} cannot be read: it is damaged, or not a tar.",
         hint="Make it again with `docker save` or `skopeo copy`.",
     )
 

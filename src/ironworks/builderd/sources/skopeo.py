@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from ironworks.runtime.process import Completed, run
 
 _TEMPORARY = "/work"
 """Where skopeo, in its sandbox, takes archives apart: on disk, where /tmp is memory."""
+
+_TOO_LARGE = 128 + signal.SIGXFSZ
 
 
 class Skopeo:
@@ -77,11 +80,16 @@ class Skopeo:
             file_bytes=self._file_bytes,
         )
         # It knows gzip, xz and lz4 as well.
-        command = ["zstd", "-dq", "-o", f"{_TEMPORARY}/archive.tar", "/archive"]
+        command = ["zstd", "-dq", "-o", f"{_TEMPORARY}/{path.name}", "/archive"]
         done = await self._run(path, sandbox, command, timeout_seconds)
+        if done.status == _TOO_LARGE:
+            raise InvalidRequest(
+                f"The archive {path.name} has more than {self._file_bytes} bytes unpacked.",
+                hint="Push the image to a registry, or have the limit max_packed_bytes raised.",
+            )
         if done.status != 0:
             raise _explain(path, "", done)
-        return target / "archive.tar"
+        return target / path.name
 
     async def _run(
         self, path: Path, sandbox: Sandbox, command: list[str], timeout_seconds: float
@@ -97,7 +105,7 @@ class Skopeo:
                 )
             except DeadlineExceeded:
                 raise DeadlineExceeded(
-                    f"The archive {path} could not be taken apart within {timeout_seconds:g} "
+                    f"The archive {path.name} could not be taken apart within {timeout_seconds:g} "
                     "seconds."
                 ) from None
 
@@ -107,12 +115,14 @@ def _explain(path: Path, name: str, done: Completed) -> IronError:
     context: dict[str, object] = {"skopeo": done.stderr_tail}
     if "no space left" in lowered:
         return ResourceExhausted(
-            f"There is no room on the disk for image {path}.",
+            f"There is no room on the disk for image {path.name}.",
             hint="Free space in the data directory, then deploy again.",
             context=context,
         )
     if name and ("not found" in lowered or "no descriptor" in lowered or "does not" in lowered):
-        return InvalidRequest(f"The archive {path} has no image named {name!r}.", context=context)
+        return InvalidRequest(
+            f"The archive {path.name} has no image named {name!r}.", context=context
+        )
     refusal = unreadable(path)
     refusal.context.update(context)
     return refusal
