@@ -44,6 +44,7 @@ from ironworks.storage.sql import Database
 
 _BATCH = 500
 _CLOCK_SLACK_NS = NS_PER_SECOND
+_HELD_UP_NS = 5 * NS_PER_SECOND
 _log = structlog.stdlib.get_logger()
 
 
@@ -65,6 +66,7 @@ class Leasing:
         self._clock = clock
         self._entropy = entropy
         self._seen_ns = (clock.now_ns(), clock.monotonic_ns())
+        self._was_held_up = False
 
     async def acquire(
         self,
@@ -182,8 +184,15 @@ class Leasing:
         )
 
     async def expire_leases(self) -> int:
-        """End leases whose time is over; answers how many."""
+        """End leases whose time is over; answers how many.
+
+        None is, right after the database was away: nobody could renew.
+        """
+        began_ns = self._clock.monotonic_ns()
+        was_held_up, self._was_held_up = self._was_held_up, True
         await self._follow_clock()
+        if was_held_up:
+            await self.grace()
         now_ns = self._clock.now_ns()
 
         def work(connection: Connection) -> int:
@@ -196,6 +205,7 @@ class Leasing:
         while count == _BATCH:
             count = await self._database.write(work)
             ended += count
+        self._was_held_up = self._clock.monotonic_ns() - began_ns > _HELD_UP_NS
         return ended
 
     async def _follow_clock(self) -> None:
@@ -210,7 +220,7 @@ class Leasing:
             _log.warning("clock_was_set", forward_ns=jump_ns, leases_postponed=count)
 
     async def grace(self) -> int:
-        """Give owners time to renew after a start: while this was down, they could not."""
+        """Give owners time to renew, who could not while this or the database was away."""
         now_ns = self._clock.now_ns()
         return await self._database.write(lambda connection: lease_store.grace(connection, now_ns))
 

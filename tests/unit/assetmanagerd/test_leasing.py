@@ -20,6 +20,7 @@ from ironworks.model.errors import (
     InvalidRequest,
     NotFound,
     PermissionDenied,
+    Unavailable,
 )
 from ironworks.model.pages import PageSpec
 from ironworks.model.units import NS_PER_SECOND
@@ -128,6 +129,27 @@ async def test_time_that_this_service_was_down_does_not_count(world: AssetWorld)
     assert await world.leasing.grace() == 1
     assert await world.leasing.expire_leases() == 0
     await world.clock.advance(60)
+    assert await world.leasing.expire_leases() == 1
+
+
+async def test_time_that_the_database_was_away_does_not_count(
+    world: AssetWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Away:
+        async def write(self, _: object) -> int:
+            raise Unavailable("The database does not answer.")
+
+    asset = await world.asset()
+    taken = await lease(world, asset, ttl_seconds=10)
+    with monkeypatch.context() as away:
+        away.setattr(world.leasing, "_database", Away())
+        await world.clock.advance(9)
+        with pytest.raises(Unavailable):
+            await world.leasing.expire_leases()
+        await world.clock.advance(60)
+    assert await world.leasing.expire_leases() == 0
+    assert (await world.leasing.renew(METALD, [taken.lease_id], 10))[1] == []
+    await world.clock.advance(10)
     assert await world.leasing.expire_leases() == 1
 
 
