@@ -361,17 +361,21 @@ class OneVm:
         return vm_pb.Vm(id="vm_1", tenant_id="tnt_a")
 
 
-async def test_an_invented_vm_is_quarantined_until_an_operator_releases_it(
-    made: Aggregator,
-) -> None:
-    await made.submit([window(range(3), vm_id="vm_gone")])
-    ingest = Ingest(
+def that_asks_for_vms(made: Aggregator) -> Ingest:
+    return Ingest(
         database=made.database,
         warehouse=made.warehouse,
         clock=made.clock,
         settings=AggregatordSettings(data_dir=Path("/nowhere")),
         vms=Vms(OneVm(), lambda _: OneVm(), made.clock),
     )
+
+
+async def test_an_invented_vm_is_quarantined_until_an_operator_releases_it(
+    made: Aggregator,
+) -> None:
+    await made.submit([window(range(3), vm_id="vm_gone")])
+    ingest = that_asks_for_vms(made)
     # A VM that was metered before may be forgotten by its host: its last windows still count.
     windows = [window(range(3)), window(range(3), vm_id="vm_invented")]
     windows.append(window(range(3, 6), vm_id="vm_gone"))
@@ -388,13 +392,7 @@ async def test_an_invented_vm_is_quarantined_until_an_operator_releases_it(
 
 
 async def test_a_vm_of_another_tenant_is_none_of_this_one_s(made: Aggregator) -> None:
-    ingest = Ingest(
-        database=made.database,
-        warehouse=made.warehouse,
-        clock=made.clock,
-        settings=AggregatordSettings(data_dir=Path("/nowhere")),
-        vms=Vms(OneVm(), lambda _: OneVm(), made.clock),
-    )
+    ingest = that_asks_for_vms(made)
     outcome = await ingest.submit(batch([window(range(3), tenant_id="tnt_thief")]))
     assert not outcome.accepted
     assert outcome.refused[0].window.finding.reason is QuarantineReason.IDENTITY

@@ -10,8 +10,8 @@ import errno
 import hashlib
 import io
 import os
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Protocol, cast
 
 from isal import isal_zlib
@@ -186,30 +186,12 @@ def unpack_all(plan: Plan, budget: Budget, progress: Progress) -> list[tuple[int
     Raises:
         InvalidRequest, ResourceExhausted: as `unpack`, of the first layer that fails.
     """
-    tars: dict[int, tuple[int, int]] = {}
-    failures: list[BaseException] = []
-    waiting = iter(enumerate(plan.layers))
-
-    def work() -> None:
-        for index, layer in waiting:
-            if failures:
-                return
-            try:
-                tars[index] = unpack(layer, plan.scratch, budget, progress)
-            except BaseException as error:  # noqa: BLE001 - raised below
-                failures.append(error)
-
-    # No pool of the library's: it brings the whole of logging into a process that is short.
     # More threads than processors: else the last layers leave processors idle.
-    count = min(len(plan.layers), _THREADS_PER_PROCESSOR * plan.processors)
-    threads = [threading.Thread(target=work) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
-    return [tars[index] for index in range(len(plan.layers))]
+    count = min(max(1, len(plan.layers)), _THREADS_PER_PROCESSOR * plan.processors)
+    with ThreadPoolExecutor(count) as pool:
+        return list(
+            pool.map(lambda layer: unpack(layer, plan.scratch, budget, progress), plan.layers)
+        )
 
 
 def unpack(layer: Layer, scratch: str, budget: Budget, progress: Progress) -> tuple[int, int]:
