@@ -20,7 +20,7 @@ from ironworks.assetmanagerd import lease_store, store
 from ironworks.assetmanagerd.bytes.appender import Appender
 from ironworks.assetmanagerd.bytes.backend import AssetBytes, object_name
 from ironworks.assetmanagerd.bytes.disk import Hashed, Hasher, read_head
-from ironworks.assetmanagerd.bytes.formats import Found, examine_file
+from ironworks.assetmanagerd.bytes.formats import Found, check_claim, examine_file
 from ironworks.assetmanagerd.bytes.locks import DigestLocks
 from ironworks.assetmanagerd.decide import (
     Event,
@@ -71,12 +71,7 @@ class Intake:
         self._streams: set[str] = set()
 
     async def register(
-        self,
-        who: Who,
-        facts: Facts,
-        staged_name: str,
-        key: str,
-        hashed: Hashed | None = None,
+        self, who: Who, facts: Facts, staged_name: str, key: str, hashed: Hashed | None = None
     ) -> tuple[Asset, bool]:
         """The asset of a staged file, validated; and whether it existed.
 
@@ -104,7 +99,7 @@ class Intake:
             if await self._lacks_bytes(asset):
                 return await self._mend(asset, facts, staged_name, who.actor, hashed), True
             await asyncio.to_thread(self._files.staging.discard, staged_name)
-            return _usable(asset), True
+            return _usable(asset, facts), True
 
     async def _named(
         self, owner: str, facts: Facts, staged_name: str, key: str
@@ -447,7 +442,7 @@ class Intake:
         )
         if asset is None:
             raise NotFound("The asset of this upload is not known here any more.")
-        return _usable(asset)
+        return _usable(asset, upload.facts)
 
     async def forget_uploads(self) -> int:
         """Remove uploads that stood still for too long; answers how many."""
@@ -472,12 +467,12 @@ def _taking(asset: Asset, staged_name: str) -> Asset:
     return replace(asset, staged_name=staged_name) if asset.staged_name else asset
 
 
-def _usable(asset: Asset) -> Asset:
+def _usable(asset: Asset, facts: Facts) -> Asset:
     """An asset that was registered before, if it can be used.
 
     Raises:
         FailedPrecondition: it is archived.
-        InvalidRequest: it failed.
+        InvalidRequest: it failed, or is something else than `facts` claim.
     """
     if asset.state is AssetState.ARCHIVED:
         raise FailedPrecondition(
@@ -485,6 +480,8 @@ def _usable(asset: Asset) -> Asset:
         )
     if asset.state is AssetState.FAILED:
         raise InvalidRequest(asset.reason)
+    if asset.format is not None:
+        check_claim(facts, Found(format=asset.format, architecture=asset.architecture))
     return asset
 
 

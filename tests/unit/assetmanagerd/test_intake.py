@@ -9,7 +9,7 @@ import pytest
 
 from ironworks.assetmanagerd import store
 from ironworks.assetmanagerd.bytes.locks import DigestLocks
-from ironworks.assetmanagerd.types import Asset, AssetState, Facts, ImageConfig
+from ironworks.assetmanagerd.types import Asset, AssetKind, AssetState, Facts, ImageConfig
 from ironworks.model.errors import (
     Aborted,
     AlreadyExists,
@@ -55,6 +55,19 @@ async def test_an_owner_has_the_same_bytes_once(world: AssetWorld) -> None:
     theirs = await world.asset(who=EVIL)
     assert theirs.asset_id != first.asset_id
     assert len(await world.kept()) == 1
+
+
+async def test_known_bytes_are_nothing_else_than_they_are(world: AssetWorld) -> None:
+    asset, claim = await world.asset(), replace(facts(squashfs()), kind=AssetKind.KERNEL)
+    with pytest.raises(InvalidRequest, match="squashfs: not a kernel"):
+        await world.intake.register(ACME, claim, world.stage(squashfs()), "")
+    assert world.files.staging.names() == {}
+    for _ in range(2):
+        with pytest.raises(InvalidRequest, match="squashfs: not a kernel"):
+            await world.intake.upload(
+                ACME, claim, upload_id="", key="k", offset_bytes=claim.size_bytes, chunks=chunked()
+            )
+    assert (await world.registry.get(ACME, asset.asset_id)).state is AssetState.AVAILABLE
 
 
 async def test_bytes_without_a_name_are_what_is_read(world: AssetWorld) -> None:

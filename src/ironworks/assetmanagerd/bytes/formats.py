@@ -81,18 +81,27 @@ def examine(head: bytes, size_bytes: int, facts: Facts, host_architecture: str) 
             f"These bytes are no {facts.kind.value} of a format that is known here.",
             hint=f"Formats of a {facts.kind.value}: {_formats_of(facts.kind)}.",
         )
-    if facts.format is not None and found.format is not facts.format:
-        raise InvalidRequest(f"These bytes are {found.format.value}, not {facts.format.value}.")
-    if KIND_OF_FORMAT[found.format] is not facts.kind:
-        raise InvalidRequest(f"These bytes are {found.format.value}: not a {facts.kind.value}.")
-    if facts.architecture and found.architecture not in ("", facts.architecture):
-        raise InvalidRequest(f"This is for {found.architecture}, not for {facts.architecture}.")
+    check_claim(facts, found)
     if facts.kind is AssetKind.KERNEL and found.architecture != host_architecture:
         raise InvalidRequest(
             f"This kernel is for {found.architecture}; machines here are {host_architecture} and "
             "cannot boot it."
         )
     return found
+
+
+def check_claim(facts: Facts, found: Found) -> None:
+    """Compare a claim with what the bytes are.
+
+    Raises:
+        InvalidRequest: they are something else.
+    """
+    if facts.format is not None and found.format is not facts.format:
+        raise InvalidRequest(f"These bytes are {found.format.value}, not {facts.format.value}.")
+    if KIND_OF_FORMAT[found.format] is not facts.kind:
+        raise InvalidRequest(f"These bytes are {found.format.value}: not a {facts.kind.value}.")
+    if facts.architecture and found.architecture not in ("", facts.architecture):
+        raise InvalidRequest(f"This is for {found.architecture}, not for {facts.architecture}.")
 
 
 def _formats_of(kind: AssetKind) -> str:
