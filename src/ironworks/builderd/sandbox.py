@@ -21,7 +21,7 @@ from typing import Any
 import ironworks
 from ironworks.builderd.cgroup import BuildGroups
 from ironworks.builderd.flatten.plan import Flattened, Plan, encode, read_flattened
-from ironworks.model.errors import FailedPrecondition, Internal, IronError, all_errors
+from ironworks.model.errors import FailedPrecondition, Internal, IronError, kind_of
 from ironworks.runtime.process import run
 
 FLATTEN = (sys.executable, "-I", "-B", "-m", "ironworks.builderd.flatten")
@@ -253,7 +253,6 @@ async def _converse(
 
 
 def _error(line: dict[str, Any]) -> IronError:
-    kinds = {kind.code: kind for kind in all_errors()}
-    kind = kinds.get(str(line["error"]), Internal)
+    kind = kind_of(str(line["error"]))
     context: dict[str, object] = dict(line.get("context", {}))
     return kind(str(line["message"]), hint=str(line.get("hint", "")), context=context)

@@ -12,7 +12,7 @@ from ironworks.cli.options import DEFAULTS, Options
 from ironworks.cli.output import duration, state_name, when
 from ironworks.cli.policy import say_report
 from ironworks.gen.ironworks.builderd.v1 import build_pb
-from ironworks.model.errors import Internal, all_errors
+from ironworks.model.errors import Aborted, kind_of
 from ironworks.model.units import format_bytes
 
 app = App(name="build", help="Build an image, list and show builds, read their logs.")
@@ -61,8 +61,9 @@ async def command(
                 out.say(f"{state_name(line.state):<11} {line.text}")
             build = await client.builds.get(build.build_id)
     if build.failure is not None:
-        kinds = {kind.code: kind for kind in all_errors()}
-        raise kinds.get(build.failure.code, Internal)(build.failure.message)
+        raise kind_of(build.failure.code)(build.failure.message)
+    if build.state is build_pb.BuildState.CANCELLED:
+        raise Aborted(f"The build {build.build_id} was cancelled.")
     made = build.result or build_pb.BuildResult()
     out.fields(
         build,

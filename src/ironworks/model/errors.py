@@ -147,3 +147,8 @@ class DataLoss(IronError):
 def all_errors() -> tuple[type[IronError], ...]:
     """Every concrete class of the taxonomy."""
     return tuple(IronError.__subclasses__())
+
+
+def kind_of(code: str) -> type[IronError]:
+    """The class that has a code; Internal if none has."""
+    return next((kind for kind in all_errors() if kind.code == code), Internal)

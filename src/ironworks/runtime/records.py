@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, TypeAlias, cast
 
-from ironworks.model.errors import Internal, IronError, all_errors
+from ironworks.model.errors import Internal, IronError, kind_of
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 _ERROR_MARK = "\x00error"
@@ -18,8 +18,7 @@ def _encode_error(error: BaseException) -> dict[str, Json]:
 
 
 def _decode_error(record: dict[str, Json]) -> IronError:
-    kinds = {kind.code: kind for kind in all_errors()}
-    kind = kinds.get(str(record[_ERROR_MARK]), Internal)
+    kind = kind_of(str(record[_ERROR_MARK]))
     return kind(str(record.get("message", "")), hint=str(record.get("hint", "")))
 
 

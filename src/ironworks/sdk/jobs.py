@@ -12,10 +12,9 @@ from ironworks.gen.ironworks.gatewayd.v1.jobs_connect import JobServiceClient
 from ironworks.model.errors import (
     Aborted,
     DeadlineExceeded,
-    Internal,
     IronError,
     Unavailable,
-    all_errors,
+    kind_of,
 )
 from ironworks.sdk.resource import DEFAULT_LIMIT, Page, Resource, present, walk
 
@@ -33,8 +32,7 @@ def outcome_error(job: jobs_pb.Job) -> IronError | None:
     if job.state is not jobs_pb.JobState.FAILED:
         return None
     failure = job.failure or jobs_pb.JobFailure()
-    kinds = {kind.code: kind for kind in all_errors()}
-    return kinds.get(failure.code, Internal)(
+    return kind_of(failure.code)(
         failure.message or f"The job {job.job_id} failed and does not say why."
     )
 

@@ -16,6 +16,7 @@ from ironworks.model.errors import FailedPrecondition, InvalidRequest, NotFound,
 
 REFUSED_IMAGE = "docker.io/library/refused"
 FAILING_IMAGE = "docker.io/library/failing"
+CANCELLED_IMAGE = "docker.io/library/cancelled"
 MADE_ID = "bld_01j00000000000000000000made"
 
 
@@ -47,6 +48,8 @@ class FakeBuilds(BuildService):
             made.failure = build_pb.BuildFailure(
                 code="not_found", message=f"There is no image {request.image}."
             )
+        elif request.image == CANCELLED_IMAGE:
+            made.state = build_pb.BuildState.CANCELLED
         self.made[MADE_ID] = made
         return build_pb.CreateBuildResponse(build=made)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ironworks.gen.ironworks.builderd.v1 import build_pb
-from ironworks.testkit.fakebuilds import FAILING_IMAGE, MADE_ID
+from ironworks.testkit.fakebuilds import CANCELLED_IMAGE, FAILING_IMAGE, MADE_ID
 from ironworks.testkit.fakenouns import ASSET_ID, BUILD_ID, LOG_LINES
 
 if TYPE_CHECKING:
@@ -50,9 +50,11 @@ async def test_build_waits_for_the_end_and_says_it(iron: Iron) -> None:
     assert as_json.json["build_id"] == MADE_ID
 
 
-async def test_a_failed_build_is_an_error(iron: Iron) -> None:
+async def test_a_build_that_failed_or_was_cancelled_is_an_error(iron: Iron) -> None:
     failed = await iron("build", FAILING_IMAGE, status=66)
     assert "There is no image" in failed.err
+    cancelled = await iron("build", CANCELLED_IMAGE, status=75)
+    assert "was cancelled" in cancelled.err
 
 
 async def test_an_image_on_this_machine_is_uploaded(iron: Iron, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from ironworks.model.errors import (
     NotFound,
     Unavailable,
     all_errors,
+    kind_of,
 )
 
 
@@ -41,6 +42,12 @@ def test_every_class_has_a_code_and_an_exit_status_of_its_own() -> None:
     assert len(set(statuses)) == len(statuses)
     # 0 is success, 1 and 2 are what Python and argument parsers use, 126 and up is the shell's.
     assert all(3 <= status < 126 for status in statuses)
+
+
+@pytest.mark.parametrize("kind", all_errors())
+def test_a_kind_is_found_by_its_code(kind: type[IronError]) -> None:
+    assert kind_of(kind.code) is kind
+    assert kind_of(kind.code + "x") is Internal
 
 
 @pytest.mark.parametrize("kind", all_errors())

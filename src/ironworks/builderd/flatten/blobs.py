@@ -186,12 +186,14 @@ def unpack_all(plan: Plan, budget: Budget, progress: Progress) -> list[tuple[int
     Raises:
         InvalidRequest, ResourceExhausted: as `unpack`, of the first layer that fails.
     """
+
+    def work(layer: Layer) -> tuple[int, int]:
+        return unpack(layer, plan.scratch, budget, progress)
+
     # More threads than processors: else the last layers leave processors idle.
     count = min(max(1, len(plan.layers)), _THREADS_PER_PROCESSOR * plan.processors)
     with ThreadPoolExecutor(count) as pool:
-        return list(
-            pool.map(lambda layer: unpack(layer, plan.scratch, budget, progress), plan.layers)
-        )
+        return list(pool.map(work, plan.layers))
 
 
 def unpack(layer: Layer, scratch: str, budget: Budget, progress: Progress) -> tuple[int, int]:

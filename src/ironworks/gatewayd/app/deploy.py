@@ -42,9 +42,8 @@ from ironworks.gatewayd.types import (
 from ironworks.model.errors import (
     DeadlineExceeded,
     FailedPrecondition,
-    Internal,
     IronError,
-    all_errors,
+    kind_of,
 )
 from ironworks.model.units import NS_PER_MS, NS_PER_SECOND
 from ironworks.runtime.clock import Clock
@@ -398,5 +397,4 @@ def _with_build(deployment: Deployment, *, view: BuildView) -> Deployment:
 
 
 def _error_of(view: BuildView) -> IronError:
-    kinds = {kind.code: kind for kind in all_errors()}
-    return kinds.get(view.code, Internal)(view.message)
+    return kind_of(view.code)(view.message)

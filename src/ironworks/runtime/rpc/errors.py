@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from connectrpc.code import Code
 from connectrpc.errors import ConnectError
 
-from ironworks.model.errors import Internal, IronError, Unavailable, all_errors
+from ironworks.model.errors import IronError, Unavailable, kind_of
 
-_BY_CODE: dict[str, type[IronError]] = {kind.code: kind for kind in all_errors()}
 _HTTP_STATUS = {
     "invalid_argument": 400,
     "failed_precondition": 400,
@@ -39,7 +38,7 @@ def to_connect(error: IronError) -> ConnectError:
 
 def from_connect(error: ConnectError) -> IronError:
     """What a caller sees of an error that another service answered."""
-    kind = _BY_CODE.get(error.code.value, Internal)
+    kind = kind_of(error.code.value)
     if error.code is Code.CANCELED:
         kind = Unavailable
     return kind(error.message or f"The call failed: {error.code.value}.")
