@@ -32,7 +32,7 @@ from ironworks.model.units import NS_PER_MS, NS_PER_SECOND
 from ironworks.runtime import resilience
 from ironworks.runtime.clock import Clock, Entropy, SystemClock, SystemEntropy
 from ironworks.runtime.rpc.direct import DIRECT
-from ironworks.runtime.rpc.errors import from_connect
+from ironworks.runtime.rpc.errors import cancellation_kept, from_connect
 from ironworks.sdk.configuration import Configuration, is_loopback
 from ironworks.sdk.tokens import Token, TokenSource
 
@@ -269,7 +269,8 @@ class Connection:
         if ends_ns is not None:
             timeout_ms = max((ends_ns - self.clock.monotonic_ns()) // NS_PER_MS, 1)
         try:
-            return await method(client, request, headers=headers, timeout_ms=timeout_ms)
+            with cancellation_kept():
+                return await method(client, request, headers=headers, timeout_ms=timeout_ms)
         except ConnectError as error:
             raise self._explain(error, timeout_seconds) from None
 

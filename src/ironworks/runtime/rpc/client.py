@@ -11,7 +11,7 @@ from pyqwest import Client, HTTPTransport, HTTPVersion
 from ironworks.runtime.identity.caller import request_id_var
 from ironworks.runtime.identity.tokens import ServiceSigner
 from ironworks.runtime.rpc.direct import DIRECT
-from ironworks.runtime.rpc.errors import our_errors
+from ironworks.runtime.rpc.errors import cancellation_kept, our_errors
 from ironworks.runtime.rpc.interceptor import Around, Context
 from ironworks.runtime.settings import Settings
 
@@ -81,6 +81,7 @@ class Clients:
             send_compression=None,
             accept_compression=(),
             interceptors=[
+                Around(cancellation_kept),
                 Around(our_errors),
                 ServiceCredentials(self._signer, service, tenant_id),
             ],

@@ -56,3 +56,28 @@ def our_errors(method: str = "") -> Generator[None]:
         if isinstance(error.__cause__, asyncio.CancelledError):
             raise error.__cause__ from None
         raise from_connect(error) from None
+
+
+@contextmanager
+def cancellation_kept(method: str = "") -> Generator[None]:
+    """Let a cancellation that the block has swallowed go on, however the block ended.
+
+    Before Python 3.12 `asyncio.wait_for`, which the Connect library calls, drops a cancellation
+    that comes in the same turn of the loop as the answer: a task that asks again and again would
+    never end, and who stops it would wait forever.
+
+    Raises:
+        CancelledError: the task was cancelled within the block.
+    """
+    del method
+    task = asyncio.current_task()
+    before = task.cancelling() if task else 0
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as caught:  # noqa: BLE001 - raised again below, if it still matters
+        error = caught
+    if task is asyncio.current_task() and task is not None and task.cancelling() > before:
+        raise asyncio.CancelledError
+    if error is not None:
+        raise error

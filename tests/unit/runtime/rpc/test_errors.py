@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from connectrpc.code import Code
 from connectrpc.errors import ConnectError
 
 from ironworks.model.errors import Internal, IronError, NotFound, Unavailable, all_errors
-from ironworks.runtime.rpc.errors import from_connect, http_status, to_connect
+from ironworks.runtime.rpc.errors import cancellation_kept, from_connect, http_status, to_connect
+from ironworks.runtime.tasks import Tasks
 
 
 @pytest.mark.parametrize("kind", all_errors())
@@ -43,3 +46,46 @@ def test_every_error_has_an_http_status_of_a_failure(kind: type[IronError]) -> N
 
 def test_the_absent_and_the_foreign_look_alike() -> None:
     assert http_status(NotFound("x")) == 404
+
+
+@pytest.mark.parametrize("failure", [None, ConnectionError("reset")])
+async def test_a_cancellation_in_the_moment_of_the_answer_is_not_lost(
+    failure: Exception | None,
+) -> None:
+    answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def call() -> None:
+        with cancellation_kept():
+            await asyncio.wait_for(answer, 10)
+
+    async with Tasks() as tasks:
+        task = tasks.start(call(), name="call")
+        await asyncio.sleep(0)
+        answer.set_exception(failure) if failure else answer.set_result(None)
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task})
+        assert task.cancelled()
+
+
+async def test_a_block_that_nobody_cancels_ends_as_it_would() -> None:
+    with cancellation_kept():
+        pass
+    with pytest.raises(ConnectionError, match="reset"), cancellation_kept():
+        raise ConnectionError("reset")
+
+
+async def test_an_earlier_cancellation_that_was_answered_is_not_raised_again() -> None:
+    async def work() -> str:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            with cancellation_kept():  # cleaning up calls, too
+                return "undone"
+        return ""
+
+    async with Tasks() as tasks:
+        task = tasks.start(work(), name="work")
+        await asyncio.sleep(0)
+        task.cancel()
+        assert await task == "undone"
