@@ -56,7 +56,7 @@ async def test_a_cancellation_in_the_moment_of_the_answer_is_not_lost(
 
     async def call() -> None:
         with cancellation_kept():
-            await asyncio.wait_for(answer, 10)
+            await asyncio.wait_for(answer, 10)  # noqa: TID251 - what the library calls
 
     async with Tasks() as tasks:
         task = tasks.start(call(), name="call")
