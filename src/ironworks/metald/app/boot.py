@@ -231,7 +231,8 @@ async def attach_metering(context: Context, vm: Vm, handle: Handle) -> None:
             boot_epoch=vm.boot_epoch,
             vcpus=size.vcpus,
             memory_bytes=size.memory_bytes,
-            disk_bytes=await asyncio.to_thread(_disk_bytes, handle.evidence.jail_dir),
+            disk_bytes=vm.spec.disk_bytes
+            + await asyncio.to_thread(_rootfs_bytes, handle.evidence.jail_dir),
             cgroup=CgroupFiles(cpu=str(group.cpu_file), memory=str(group.memory_file)),
             netns=context.network.names(vm.slot).netns,
             tap=naming.TAP,
@@ -241,8 +242,7 @@ async def attach_metering(context: Context, vm: Vm, handle: Handle) -> None:
     )
 
 
-def _disk_bytes(jail_dir: Path) -> int:
-    """Size of the VM's disks; the root is the only one yet."""
+def _rootfs_bytes(jail_dir: Path) -> int:
     try:
         return (jail_dir / ROOTFS_NAME).stat().st_size
     except OSError:

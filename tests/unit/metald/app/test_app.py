@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from ironworks.model.errors import (
     IronError,
     Unavailable,
 )
+from ironworks.model.units import GIB
 from ironworks.testkit.metald import TENANT, World, vm_spec, world
 
 S = VmState
@@ -74,6 +76,13 @@ async def test_a_vm_is_metered_before_it_runs_and_until_its_vmm_has_ended(w: Wor
     seen = w.faults.seen
     assert seen.index(Step.METERING_ATTACH) > seen.index(Step.GUEST_READY)
     assert seen.index(Step.CGROUP_REMOVE) > seen.index(Step.METERING_DETACH)
+
+
+async def test_a_disk_that_takes_what_the_guest_writes_is_metered_too(w: World) -> None:
+    vm = await created(w)
+    larger = await w.context.amend(replace(vm, spec=replace(vm.spec, disk_bytes=GIB)))
+    await boot.boot_vm(w.context, larger, timeout_seconds=0, detach=False)
+    assert w.sampler.attached[vm.vm_id].disk_bytes == GIB + len(b"file")
 
 
 async def test_the_whole_life_is_in_the_history(w: World) -> None:
