@@ -9,11 +9,11 @@ import contextlib
 from dataclasses import replace
 
 from ironworks.metald import decide, store
-from ironworks.metald.app.context import Context
+from ironworks.metald.app.context import Context, log
 from ironworks.metald.decide import Health
 from ironworks.metald.steps import Step
 from ironworks.metald.types import Readiness, Vm, VmState
-from ironworks.model.errors import Aborted, Internal
+from ironworks.model.errors import Aborted, Internal, IronError
 
 FIRST_WAIT_SECONDS = 0.01
 MAX_BOOT_WAIT_SECONDS = 0.1
@@ -114,15 +114,22 @@ async def _watch(context: Context, vm: Vm, readiness: Readiness, token: object) 
             return
         now = decide.observe(health, readiness, passed=passed)
         # What could not be written yet is seen, and written, by the next try.
-        if now.ready == health.ready or await _write(context, vm.vm_id, readiness, now):
+        if now.ready == health.ready or await _written(context, vm.vm_id, readiness, now):
             health = now
 
 
-async def _write(context: Context, vm_id: str, readiness: Readiness, health: Health) -> bool:
+async def _written(context: Context, vm_id: str, readiness: Readiness, health: Health) -> bool:
     try:
-        context.operations.begin(vm_id, "health")
+        return await _write(context, vm_id, readiness, health)
     except Aborted:
         return False
+    except IronError as error:
+        log.warning("readiness_not_written", vm_id=vm_id, error=str(error), **error.context)
+        return False
+
+
+async def _write(context: Context, vm_id: str, readiness: Readiness, health: Health) -> bool:
+    context.operations.begin(vm_id, "health")
     try:
         vm = await context.db.read(lambda connection: store.find_vm(connection, vm_id))
         if vm is None or vm.state is not VmState.RUNNING or vm.restart_at_ns:

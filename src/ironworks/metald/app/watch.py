@@ -9,6 +9,8 @@ from ironworks.metald.drivers.driver import DriverError, ExitReport, Handle
 from ironworks.metald.types import Vm, VmState
 from ironworks.model.errors import Aborted, IronError
 
+RETRY_SECONDS = 1.0
+
 
 def start_watch(context: Context, vm_id: str, handle: Handle) -> None:
     """Watch a VMM from now on."""
@@ -20,16 +22,27 @@ async def _watch(context: Context, vm_id: str, handle: Handle) -> None:
     while True:
         # A boot or a shutdown that is under way sees the end by itself.
         await context.operations.settled(vm_id)
-        vm = await context.db.read(lambda connection: store.find_vm(connection, vm_id))
-        gone = context.handles.get(vm_id) is not handle
-        if gone or vm is None or vm.state not in decide.HAS_VMM or vm.restart_at_ns:
-            return
         try:
-            context.operations.begin(vm_id, "end")
-        except Aborted:
-            continue
-        break
+            if await _tell(context, vm_id, handle, report):
+                return
+        except (IronError, DriverError, OSError) as error:
+            # A full disk, say: nobody else would ever notice that this VM has ended.
+            log.warning("vmm_end_not_told", vm_id=vm_id, error=repr(error))
+            await context.clock.sleep(RETRY_SECONDS)
+
+
+async def _tell(context: Context, vm_id: str, handle: Handle, report: ExitReport) -> bool:
+    """Do what follows from an end; answers whether it is done, or nobody's affair any more."""
+    vm = await context.db.read(lambda connection: store.find_vm(connection, vm_id))
+    gone = context.handles.get(vm_id) is not handle
+    if gone or vm is None or vm.state not in decide.HAS_VMM or vm.restart_at_ns:
+        return True
+    try:
+        context.operations.begin(vm_id, "end")
+    except Aborted:
+        return False
     await context.operations.run(vm_id, vmm_ended(context, vm_id, report), "end")
+    return True
 
 
 async def vmm_ended(context: Context, vm_id: str, report: ExitReport) -> Vm | None:

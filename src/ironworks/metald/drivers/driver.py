@@ -278,6 +278,10 @@ class GuestMemory:
     """What a new program could have without swapping."""
 
 
+DEAF = "Its VMM does not answer."
+"""Sentence of what is asked of a VMM that hangs."""
+
+
 class DriverError(Exception):
     """A step of a driver failed; everything the call itself had made is undone.
 
@@ -349,6 +353,14 @@ class Handle(Protocol):
 
     async def resume(self) -> None:
         """Let the vCPUs run again and set the guest's clock right."""
+        ...
+
+    async def stands_still(self) -> bool:
+        """Whether the vCPUs of a guest that was started do not run, whoever stopped them.
+
+        Raises:
+            DriverError: the VMM does not tell.
+        """
         ...
 
     async def shutdown(self) -> None:

@@ -42,7 +42,14 @@ from ironworks.metald.drivers.driver import (
     VmmSpec,
     signal_name,
 )
-from ironworks.metald.drivers.processes import VmmProcess, boot_id, is_alive, mark_reboot, tail
+from ironworks.metald.drivers.processes import (
+    VmmProcess,
+    boot_id,
+    is_alive,
+    is_stopped,
+    mark_reboot,
+    tail,
+)
 from ironworks.metald.drivers.sockets import connect
 from ironworks.metald.network import namespace, naming
 from ironworks.metald.network.links import LinkError, Links, set_sysctls
@@ -122,6 +129,10 @@ class FakeHandle:
         """See `Handle`."""
         await self._reach(Step.GUEST_RESUME)
         self._process.send(signal.SIGCONT)
+
+    async def stands_still(self) -> bool:
+        """See `Handle`."""
+        return is_stopped(self._evidence.pid)
 
     async def shutdown(self) -> None:
         """See `Handle`."""

@@ -91,6 +91,10 @@ class MemoryHandle:
         await self._driver.reach(Step.GUEST_RESUME, self._vmm.spec.vm_id)
         self._vmm.paused = False
 
+    async def stands_still(self) -> bool:
+        """See `Handle`."""
+        return self._vmm.paused
+
     async def shutdown(self) -> None:
         """See `Handle`."""
         await self._driver.reach(Step.GUEST_SHUTDOWN, self._vmm.spec.vm_id)

@@ -124,11 +124,14 @@ async def test_a_whole_life(place: "Place") -> None:
         await second.wait_ready()
     assert (await second.block_counters()).read_bytes >= counters.read_bytes
 
+    assert not await second.stands_still()
     await second.pause()
+    assert await second.stands_still()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.5):
             await page(place.address)
     await second.resume()
+    assert not await second.stands_still()
     assert (await page(place.address)).startswith(b"HTTP/1.")
 
     waiting = asyncio.gather(second.wait(), second.wait())

@@ -1,14 +1,18 @@
+import asyncio
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
 
 from ironworks.metald import store
-from ironworks.metald.app import boot, create, restart, stop
+from ironworks.metald.app import boot, create, restart, stop, watch
+from ironworks.metald.app.drift import RUNS_ON, STANDS_STILL
 from ironworks.metald.app.stop import Shutdown
+from ironworks.metald.drivers.driver import DEAF, DriverError, ExitKind, ExitReport
 from ironworks.metald.reconcilers import LeaseReconciler, VmReconciler
+from ironworks.metald.steps import Step
 from ironworks.metald.types import RestartMode, RestartPolicy, Vm, VmState
-from ironworks.model.errors import NotFound, Unavailable
+from ironworks.model.errors import FailedPrecondition, NotFound, Unavailable
 from ironworks.testkit.metald import ROOTFS, TENANT, World, vm_spec, world
 
 S = VmState
@@ -114,3 +118,67 @@ async def test_one_lease_that_fails_does_not_hinder_the_others(
     unleased = await w.context.db.read(store.unleased)
     assert len(unleased) == 1
     assert unleased < {vm.vm_id for vm in vms}
+
+
+async def test_vcpus_that_stand_still_though_nobody_asked_are_let_run(w: World) -> None:
+    vm = await booted(w)
+    await w.context.handles[vm.vm_id].pause()  # and killed before it was written
+    assert (await look(w, vm)).drift == (STANDS_STILL,)
+    assert w.driver.vmms[vm.vm_id].paused
+    assert (await look(w, vm)).drift == ()
+    assert not w.driver.vmms[vm.vm_id].paused
+
+
+async def test_a_paused_vm_that_runs_is_paused(w: World) -> None:
+    vm = await stop.pause_vm(w.context, await booted(w))
+    await w.context.handles[vm.vm_id].resume()
+    assert (await look(w, vm)).drift == (RUNS_ON,)
+    mended = await look(w, vm)
+    assert (mended.state, mended.drift) == (S.PAUSED, ())
+    assert w.driver.vmms[vm.vm_id].paused
+
+
+async def test_a_vmm_that_does_not_answer_is_shown_and_left_alone(
+    w: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = await booted(w)
+
+    async def deaf() -> bool:
+        raise DriverError(Step.GUEST_PAUSE, DEAF)
+
+    monkeypatch.setattr(w.context.handles[vm.vm_id], "stands_still", deaf)
+    for _ in range(3):
+        shown = await look(w, vm)
+        assert (shown.state, shown.drift) == (S.RUNNING, (DEAF,))
+    monkeypatch.undo()
+    assert (await look(w, vm)).drift == ()
+
+
+async def test_what_the_vmm_refuses_stays_to_be_seen(w: World) -> None:
+    vm = await booted(w)
+    await w.context.handles[vm.vm_id].pause()
+    w.faults.step = Step.GUEST_RESUME
+    await look(w, vm)
+    assert (await look(w, vm)).drift == (STANDS_STILL,)
+
+
+async def test_an_end_that_cannot_be_written_is_told_when_it_can(
+    w: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm, refused = await booted(w), asyncio.Event()
+
+    async def full(_work: object) -> None:
+        refused.set()
+        raise FailedPrecondition("The disk of the database is full.")
+
+    monkeypatch.setattr(watch, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(w.context.db, "write", full)
+    report = ExitReport(kind=ExitKind.CRASHED, sentence="The VMM ended by SIGSEGV.")
+    w.driver.vmms[vm.vm_id].end(report)
+    await refused.wait()
+    monkeypatch.undo()
+    async with asyncio.timeout(10):
+        while (now := await w.context.read(vm.vm_id)).state is not S.FAILED:
+            await w.context.clock.sleep(0.01)
+    assert now.reason == report.sentence
+    assert await w.left() == {}

@@ -10,7 +10,7 @@ from ironworks.metald.app import boot, create, health, stop
 from ironworks.metald.app.stop import Shutdown
 from ironworks.metald.network.naming import SlotNames
 from ironworks.metald.types import Readiness, Vm, VmState
-from ironworks.model.errors import DeadlineExceeded
+from ironworks.model.errors import DeadlineExceeded, FailedPrecondition
 from ironworks.testkit.metald import TENANT, World, vm_spec, world
 
 
@@ -140,6 +140,23 @@ async def test_a_check_that_fails_later_takes_the_vm_out_and_back(w: World, gues
     assert "passes again" in (await until(w, vm, lambda now: now.ready)).reason
     await stop.delete_vm(w.context, await w.context.read(vm.vm_id), force=True)
     assert w.context.monitors == {}
+
+
+async def test_an_answer_that_cannot_be_written_is_written_later(
+    w: World, guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = Readiness(port=guest.port, http_path="/", period_seconds=0.05, failure_threshold=1)
+    vm, refused = await booted(w, check), asyncio.Event()
+
+    async def full(_work: object) -> None:
+        refused.set()
+        raise FailedPrecondition("The disk of the database is full.")
+
+    monkeypatch.setattr(w.context.db, "write", full)
+    guest.answer = b"no"
+    await refused.wait()
+    monkeypatch.undo()
+    assert (await until(w, vm, lambda now: not now.ready)).state is VmState.RUNNING
 
 
 async def test_a_pause_is_no_failure_and_readiness_is_asked_anew_after_it(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ironworks.metald.drivers.driver import (
+    DEAF,
     BlockCounters,
     DriverError,
     Evidence,
@@ -185,6 +186,15 @@ class FirecrackerHandle:
         else:
             await self._set_state(Step.GUEST_RESUME, "Resumed", "The guest could not be resumed.")
         self._links.control.channel.send(f"clock {self._clock.now_ns()}")
+
+    async def stands_still(self) -> bool:
+        """See `Handle`."""
+        if is_stopped(self._evidence.pid):
+            return True
+        try:
+            return (await self._links.api.get("/")).get("state") == "Paused"
+        except ApiError as error:
+            raise DriverError(Step.GUEST_PAUSE, DEAF, detail=str(error)) from error
 
     async def shutdown(self) -> None:
         """See `Handle`."""

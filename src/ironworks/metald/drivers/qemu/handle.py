@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 
 from ironworks.metald.drivers.driver import (
+    DEAF,
     BlockCounters,
     DriverError,
     Evidence,
@@ -96,6 +97,13 @@ class QemuHandle:
         await self._steps.reach(Step.GUEST_RESUME, self._evidence.vm_id)
         await self._command(Step.GUEST_RESUME, "cont", "The guest could not be resumed.")
         self._control.send(f"clock {self._clock.now_ns()}")
+
+    async def stands_still(self) -> bool:
+        """See `Handle`."""
+        try:
+            return await self._monitor.stands_still()
+        except MonitorError as error:
+            raise DriverError(Step.GUEST_PAUSE, DEAF, detail=str(error)) from error
 
     async def shutdown(self) -> None:
         """See `Handle`."""

@@ -81,6 +81,15 @@ class Monitor:
         except (KeyError, TypeError) as error:
             raise MonitorError(f"query-blockstats: {error!r}") from error
 
+    async def stands_still(self) -> bool:
+        """Whether the vCPUs do not run: paused, or stopped by QEMU as the host's disk was full.
+
+        Raises:
+            MonitorError: it does not tell.
+        """
+        answer = await self.execute("query-status")
+        return not cast("dict[str, object]", answer)["running"]
+
     async def close(self) -> None:
         """End the session; QEMU runs on."""
         with contextlib.suppress(QMPError, OSError, EOFError):
