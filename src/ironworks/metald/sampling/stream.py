@@ -141,8 +141,8 @@ class MetricsStream:
                 await self._deliver()
             except IronError as error:
                 _log.info("meter_stream_broken", error=error.message, waiting=len(self._ring))
-            except OSError as error:
-                _log.info("meter_stream_broken", error=str(error), waiting=len(self._ring))
+            except Exception:  # noqa: BLE001 - whatever it is, the money is in the ring
+                _log.exception("meter_stream_broken", waiting=len(self._ring))
             self.connected = False
             attempt = 0 if self.acknowledged_ordinal > before else attempt + 1
             wait = BACKOFF_SECONDS[min(attempt, len(BACKOFF_SECONDS) - 1)]

@@ -41,6 +41,7 @@ class Billaged:
         default_factory=list[tuple[int, samples_pb.Tick]]
     )
     durable: int = 0
+    error: Exception = field(default_factory=lambda: Unavailable("killed"))
 
     async def stream_metrics(
         self, request: AsyncIterator[meter_pb.StreamMetricsRequest], /
@@ -54,7 +55,7 @@ class Billaged:
                 yield meter_pb.StreamMetricsResponse(durable_ordinal=self.durable)
                 continue
             if life == 0:
-                raise Unavailable("killed")
+                raise self.error
             life -= 1
             self.ticks.append((message.ordinal, said.value))
             if self.acknowledges:
@@ -96,8 +97,13 @@ async def test_ticks_are_delivered_in_order_and_forgotten_when_acknowledged() ->
     assert (other.hellos[0].host_id, other.hellos[0].run_id) == ("hst", "run")
 
 
-async def test_after_a_break_it_goes_on_with_the_first_that_is_not_durable() -> None:
-    other = Billaged(lives=[3, 0, 2])
+@pytest.mark.parametrize(
+    "error", [Unavailable("killed"), OSError("gone"), RuntimeError("a library's own")]
+)
+async def test_after_a_break_it_goes_on_with_the_first_that_is_not_durable(
+    error: Exception,
+) -> None:
+    other = Billaged(lives=[3, 0, 2], error=error)
     one = made(other)
     for seq in range(8):
         one.offer(tick(seq, []))
