@@ -2,7 +2,8 @@
 
 from ironworks.metald import decide, store
 from ironworks.metald.app.context import Context, log
-from ironworks.metald.app.network import free_slot, mend_network
+from ironworks.metald.app.drift import check_network
+from ironworks.metald.app.network import free_slot
 from ironworks.metald.network.naming import USABLE_SLOTS
 from ironworks.metald.types import Vm
 from ironworks.model.errors import IronError, ResourceExhausted
@@ -102,18 +103,13 @@ class NetworkReconciler:
         return Report(counts={"vms": len(vms), "mended": mended, "fabric": int(fabric)})
 
     async def _mend(self, vm: Vm) -> bool:
-        context = self._context
-        handle = context.handles.get(vm.vm_id)
-        if vm.slot is None or handle is None or context.operations.busy(vm.vm_id):
+        if vm.vm_id not in self._context.handles:
             return False
         try:
-            found = await mend_network(context, vm, handle.evidence.pid)
+            return await check_network(self._context, vm.vm_id)
         except IronError as error:
             log.warning("network_not_mended", vm_id=vm.vm_id, error=str(error), **error.context)
             return False
-        if found:
-            log.warning("network_mended", vm_id=vm.vm_id, found=found)
-        return bool(found)
 
 
 def network_reconcilers(context: Context) -> tuple[Reconciler, ...]:

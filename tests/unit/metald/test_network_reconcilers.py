@@ -14,7 +14,7 @@ from ironworks.metald.network_reconcilers import (
     network_reconcilers,
 )
 from ironworks.metald.reconcilers import LeftoverReconciler
-from ironworks.metald.types import EgressRule, NetworkSpec, PublishedPort, Vm, VmSpec
+from ironworks.metald.types import EgressRule, NetworkSpec, PublishedPort, Vm, VmSpec, VmState
 from ironworks.model.errors import AlreadyExists
 from ironworks.testkit.metald import TENANT, World, vm_spec, world
 
@@ -99,6 +99,17 @@ async def test_a_running_vms_network_is_mended_from_the_store(w: World) -> None:
     w.network.plans.clear()
     assert (await reconciler.activate()).counts["mended"] == 1
     assert w.network.plans[vm.slot] == plan_of(vm)
+
+
+async def test_a_vm_whose_tap_was_removed_has_ended_whoever_sees_it_first(w: World) -> None:
+    vm = await created(w)
+    await boot.boot_vm(w.context, vm, timeout_seconds=0, detach=False)
+    w.network.without_tap.add(vm.slot or 0)
+    await NetworkReconciler(w.context).activate()
+    ended = await w.context.read(vm.vm_id)
+    assert ended.state is VmState.FAILED
+    assert "somebody removed it" in ended.reason
+    assert await w.left() == {}
 
 
 async def test_a_new_policy_is_told_to_the_network(w: World) -> None:

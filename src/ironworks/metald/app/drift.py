@@ -118,16 +118,48 @@ async def _mend_vcpus(context: Context, vm: Vm, found: Drift) -> bool:
 
 
 async def _mend_network(context: Context, vm: Vm, found: Drift) -> bool:
-    """Make the network anew around a VMM; one whose tap was removed cannot be helped so."""
+    if _is_lost(await _make_network_again(context, vm)):
+        return True
+    return await keep(context, vm, (*found.cgroup, *found.vcpus, *found.lasting))
+
+
+def _is_lost(mended: tuple[str, ...]) -> bool:
+    return any(TAP_LOST in sentence for sentence in mended)
+
+
+async def _make_network_again(context: Context, vm: Vm) -> tuple[str, ...]:
+    """Make again what is gone of the network around a VMM; answers what it was.
+
+    A VM whose tap was removed has ended: its VMM has the old one open.
+    """
     handle = context.handles.get(vm.vm_id)
     mended = await mend_network(context, vm, None if handle is None else handle.evidence.pid)
-    log.warning("network_mended", vm_id=vm.vm_id, found=mended)
-    lost = next((sentence for sentence in mended if TAP_LOST in sentence), "")
-    if not lost:
-        return await keep(context, vm, (*found.cgroup, *found.vcpus, *found.lasting))
-    sentence = "Its tap is gone: somebody removed it, so the VM was ended."
-    await vmm_ended(context, vm.vm_id, ExitReport(kind=ExitKind.LOST, sentence=sentence))
-    return True
+    if mended:
+        log.warning("network_mended", vm_id=vm.vm_id, found=mended)
+    if _is_lost(mended):
+        sentence = "Its tap is gone: somebody removed it, so the VM was ended."
+        await vmm_ended(context, vm.vm_id, ExitReport(kind=ExitKind.LOST, sentence=sentence))
+    return mended
+
+
+async def check_network(context: Context, vm_id: str) -> bool:
+    """Compare all of a VM's network with the store; answers whether something was made again.
+
+    Raises:
+        IronError: it could not be done now.
+    """
+    try:
+        context.operations.begin(vm_id, "reconcile")
+    except Aborted:
+        return False
+    return await context.operations.run(vm_id, _check_network(context, vm_id), "reconcile")
+
+
+async def _check_network(context: Context, vm_id: str) -> bool:
+    vm = await context.db.read(lambda connection: store.find_vm(connection, vm_id))
+    if vm is None or vm.slot is None or vm_id not in context.handles:
+        return False
+    return bool(await _make_network_again(context, vm))
 
 
 async def _mend_cgroup(context: Context, vm: Vm, found: Drift) -> bool:

@@ -180,5 +180,6 @@ async def test_an_end_that_cannot_be_written_is_told_when_it_can(
     async with asyncio.timeout(10):
         while (now := await w.context.read(vm.vm_id)).state is not S.FAILED:
             await w.context.clock.sleep(0.01)
+    await w.context.operations.settled(vm.vm_id)
     assert now.reason == report.sentence
     assert await w.left() == {}
