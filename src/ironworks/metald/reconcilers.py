@@ -8,6 +8,7 @@ from ironworks.metald.app.drift import look, mend
 from ironworks.metald.app.host import MAX_DRAIN_SECONDS, drain_pass
 from ironworks.metald.app.recover import converge
 from ironworks.metald.app.restart import start_due
+from ironworks.metald.drivers.driver import DriverError
 from ironworks.metald.types import Lease, Vm, VmState
 from ironworks.model.errors import FailedPrecondition, IronError, NotFound
 from ironworks.model.units import NS_PER_SECOND
@@ -59,10 +60,16 @@ class VmReconciler:
             self._checked_to = seen.vm_id
             if seen.slot is None or context.operations.busy(seen.vm_id):
                 continue
-            found = await look(context, seen, lost_lease=seen.vm_id in unleased)
-            drifted += bool(found.sentences)
-            await _tried(seen.vm_id, lambda: mend(context, seen, found))  # noqa: B023
+            lost = seen.vm_id in unleased
+            drifted += await _tried(
+                seen.vm_id, lambda seen=seen, lost=lost: self._compare(seen, lost_lease=lost)
+            )
         return drifted
+
+    async def _compare(self, seen: Vm, *, lost_lease: bool) -> bool:
+        found = await look(self._context, seen, lost_lease=lost_lease)
+        await mend(self._context, seen, found)
+        return bool(found.sentences)
 
 
 def _stuck(vm: Vm) -> bool:
@@ -73,8 +80,10 @@ def _stuck(vm: Vm) -> bool:
 async def _tried(vm_id: str, work: Callable[[], Awaitable[bool]]) -> bool:
     try:
         return await work()
-    except IronError as error:
-        log.warning("reconcile_failed", vm_id=vm_id, error=str(error), **error.context)
+    except (IronError, DriverError, OSError) as error:
+        # The others have their turn all the same.
+        private = error.context if isinstance(error, IronError) else {}
+        log.warning("reconcile_failed", vm_id=vm_id, error=str(error), **private)
         return False
 
 
@@ -163,23 +172,30 @@ class LeftoverReconciler:
         for vm in unclean:
             await _tried(vm.vm_id, lambda vm=vm: converge(context, vm.vm_id))
         known = await context.db.read(store.vms_with_parts)
-        removed = {"jails": 0, "cgroups": 0, "networks": 0, "unclean": len(unclean)}
-        for vm_id in (groups | jails) - known:
-            if context.operations.busy(vm_id):
-                continue
-            # The cgroup first: it is what kills, and a jail in use cannot go.
-            await context.groups.remove(vm_id)
-            if vm_id in groups:
-                removed["cgroups"] += 1
-            if vm_id in jails:
-                await context.driver.destroy(context.jails.path(vm_id), None)
-                await context.jails.remove(vm_id)
-                await context.jails.forget_console(vm_id)
-                removed["jails"] += 1
-            log.warning("leftover_removed", vm_id=vm_id)
+        ghosts = [
+            vm_id
+            for vm_id in sorted((groups | jails) - known)
+            if not context.operations.busy(vm_id)
+        ]
+        removed = networks = 0
+        for vm_id in ghosts:
+            removed += await _tried(
+                vm_id, lambda vm_id=vm_id: self._remove(vm_id, in_jail=vm_id in jails)
+            )
         for slot in slots:
-            removed["networks"] += await self._remove_slot(slot)
-        return Report(counts=removed)
+            networks += await _tried(f"slot {slot}", lambda slot=slot: self._remove_slot(slot))
+        return Report(counts={"vms": removed, "networks": networks, "unclean": len(unclean)})
+
+    async def _remove(self, vm_id: str, *, in_jail: bool) -> bool:
+        context = self._context
+        # The cgroup first: it is what kills, and a jail in use cannot go.
+        await context.groups.remove(vm_id)
+        if in_jail:
+            await context.driver.destroy(context.jails.path(vm_id), None)
+            await context.jails.remove(vm_id)
+            await context.jails.forget_console(vm_id)
+        log.warning("leftover_removed", vm_id=vm_id)
+        return True
 
     async def _remove_slot(self, slot: int) -> bool:
         context = self._context

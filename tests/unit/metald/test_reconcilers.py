@@ -80,12 +80,30 @@ async def test_leftovers_without_a_vm_go_and_what_belongs_to_one_stays(w: World)
     await w.network.create(7, 0)
     (w.context.settings.jails_dir / "not-a-vm").mkdir()
     report = await LeftoverReconciler(w.context).activate()
-    assert report.counts == {"jails": 1, "cgroups": 1, "networks": 1, "unclean": 0}
+    assert report.counts == {"vms": 1, "networks": 1, "unclean": 0}
     assert w.network.made == {vm.slot}
     assert set(w.groups.made) == {vm.vm_id}
     jails = {path.name for path in w.context.settings.jails_dir.iterdir()}
     assert jails == {vm.vm_id, "not-a-vm"}
     assert not w.context.reaping_slots
+
+
+async def test_a_leftover_that_cannot_go_keeps_none_of_the_others(
+    w: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ghosts = sorted(derived_id("vm", str(number)) for number in range(3))
+    for ghost in ghosts:
+        await w.context.jails.create(ghost, 0)
+    remove = w.context.jails.remove
+
+    async def stuck(vm_id: str) -> None:
+        if vm_id == ghosts[0]:
+            raise OSError(16, "busy")
+        await remove(vm_id)
+
+    monkeypatch.setattr(w.context.jails, "remove", stuck)
+    assert (await LeftoverReconciler(w.context).activate()).counts["vms"] == 2
+    assert [path.name for path in w.context.settings.jails_dir.iterdir()] == ghosts[:1]
 
 
 async def test_a_clean_up_that_was_cut_off_is_finished(w: World) -> None:

@@ -118,5 +118,7 @@ async def recover_all(context: Context) -> None:
     for vm in vms:
         try:
             await converge(context, vm.vm_id)
-        except IronError as error:
-            log.warning("recover_failed", vm_id=vm.vm_id, error=str(error), **error.context)
+        except (IronError, DriverError, OSError) as error:
+            # One VM that cannot be found now must not keep metald from all the others.
+            private = error.context if isinstance(error, IronError) else {}
+            log.warning("recover_failed", vm_id=vm.vm_id, error=str(error), **private)

@@ -8,9 +8,11 @@ import pytest
 from ironworks.metald import decide, store
 from ironworks.metald.app import boot, create, stop
 from ironworks.metald.app.recover import converge, recover_all
-from ironworks.metald.drivers.driver import ExitKind, ExitReport
+from ironworks.metald.drivers.driver import Evidence, ExitKind, ExitReport, Handle
+from ironworks.metald.reconcilers import VmReconciler
 from ironworks.metald.types import Vm, VmState
 from ironworks.testkit.metald import TENANT, World, vm_spec, world
+from ironworks.testkit.metald.vmm import MemoryDriver
 
 S = VmState
 
@@ -60,6 +62,26 @@ async def test_a_restart_finds_running_vms_and_meters_them_on(tmp_path: Path) ->
             vm = await after.context.read(vm_id)
             await stop.delete_vm(after.context, vm, force=True)
         assert await after.left() == {}
+
+
+async def test_a_vm_that_cannot_be_found_now_keeps_metald_from_none_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(tmp_path) as before:
+        first, second = sorted([(await booted(before)).vm_id, (await booted(before)).vm_id])
+    adopt = MemoryDriver.adopt
+
+    async def refused(driver: MemoryDriver, evidence: Evidence) -> Handle | None:
+        if evidence.vm_id == first:
+            raise OSError(24, "Too many open files")
+        return await adopt(driver, evidence)
+
+    monkeypatch.setattr(MemoryDriver, "adopt", refused)
+    async with restarted(before) as after:
+        assert list(after.context.handles) == [second]
+        monkeypatch.undo()
+        await VmReconciler(after.context).activate()
+        assert sorted(after.context.handles) == [first, second]
 
 
 async def test_an_adopted_vms_end_is_noticed(tmp_path: Path) -> None:
