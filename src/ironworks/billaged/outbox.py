@@ -7,6 +7,7 @@ or not at all, and its name says its place in the order and its id.
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 import re
@@ -19,7 +20,7 @@ import structlog
 from ironworks.billaged.log import fsync_directory
 from ironworks.billaged.types import SealedWindow
 from ironworks.gen.ironworks.aggregatord.v1.batch_pb import SubmitBatchRequest
-from ironworks.model.errors import DataLoss, ResourceExhausted
+from ironworks.model.errors import DataLoss, ResourceExhausted, Unavailable
 
 _log = structlog.stdlib.get_logger()
 _MAGIC = b"IWB1"
@@ -133,10 +134,23 @@ class Outbox:
         """The batch as it is to be sent.
 
         Raises:
-            DataLoss: the file is damaged; it is moved aside.
+            DataLoss: the file is damaged, and moved aside; or it is gone, and forgotten.
+            Unavailable: it cannot be read now.
         """
         one = self._waiting[batch_id]
-        content = self._path(one).read_bytes()
+        try:
+            content = self._path(one).read_bytes()
+        except FileNotFoundError:
+            self.acknowledge(batch_id)
+            raise DataLoss(
+                "A waiting batch was removed from the disk.",
+                hint="Its samples are lost and will be shown as a gap.",
+                context={"batch_id": batch_id},
+            ) from None
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise Unavailable(f"A batch cannot be read: {error.strerror}.") from error
+            content = b""
         body = content[len(_MAGIC) + _HASH_BYTES :]
         digest = content[len(_MAGIC) : len(_MAGIC) + _HASH_BYTES]
         if not content.startswith(_MAGIC) or hashlib.sha256(body).digest() != digest:

@@ -9,7 +9,7 @@ from ironworks.billaged import outbox as outbox_module
 from ironworks.billaged.outbox import Outbox
 from ironworks.billaged.types import SealedWindow
 from ironworks.gen.ironworks.aggregatord.v1.batch_pb import SubmitBatchRequest
-from ironworks.model.errors import DataLoss, ResourceExhausted
+from ironworks.model.errors import DataLoss, ResourceExhausted, Unavailable
 from ironworks.model.ids import derived_id
 
 WINDOW = SealedWindow(
@@ -73,6 +73,39 @@ async def test_a_damaged_batch_is_set_aside_and_never_sent(tmp_path: Path, posit
     assert (tmp_path / "refused" / path.name).exists()
     path.write_bytes(content)
     assert opened(tmp_path).waiting == ()
+
+
+async def test_a_batch_that_was_removed_is_told_once_and_forgotten(tmp_path: Path) -> None:
+    outbox, one = opened(tmp_path), batch("one")
+    await outbox.put(one, (), 0)
+    outbox.release(one.batch_id)
+    next(tmp_path.glob("*.batch")).unlink()
+    with pytest.raises(DataLoss, match="removed"):
+        outbox.load(one.batch_id)
+    assert outbox.waiting == ()
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "waits"), [(errno.EIO, DataLoss, 0), (errno.EMFILE, Unavailable, 1)]
+)
+async def test_a_batch_that_cannot_be_read_keeps_no_other_from_being_sent(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    kind: type[Exception],
+    waits: int,
+) -> None:
+    outbox, one = opened(tmp_path), batch("one")
+    await outbox.put(one, (), 0)
+    outbox.release(one.batch_id)
+
+    def refuse(_path: Path) -> bytes:
+        raise OSError(number, "refused")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(kind):
+        outbox.load(one.batch_id)
+    assert len(outbox.waiting) == waits
 
 
 async def test_a_disk_that_refuses_leaves_nothing_behind(
