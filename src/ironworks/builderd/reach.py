@@ -220,7 +220,9 @@ class Reach:
         if registry not in self._breakers and len(self._breakers) >= _MAX_BREAKERS:
             self._breakers.pop(next(iter(self._breakers)))
         breaker = self._breakers.setdefault(registry, Breaker())
-        return await call(attempt, clock=self._clock, breaker=breaker)
+        return await call(
+            attempt, clock=self._clock, breaker=breaker, callee=f"the registry {registry}"
+        )
 
     # --- the store --------------------------------------------------------------------------------
 

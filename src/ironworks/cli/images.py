@@ -17,7 +17,9 @@ def here(image: str, directory: Path) -> tuple[Path, str] | None:
     """The path on this machine that an image names, and its name there; None: it is elsewhere.
 
     A path is this machine's if it is relative (`./app.tar`, `oci:app:v1`), or if it is given
-    without a scheme and exists here. From the root and with a scheme it is the platform's.
+    without a scheme and exists here; without `./` it must look like no name of a repository: an OCI
+    layout, or a file with `.tar` or `.tgz` in its name. From the root and with a scheme it is the
+    platform's.
 
     Raises:
         NotFound: it is relative, and there is nothing.
@@ -30,7 +32,14 @@ def here(image: str, directory: Path) -> tuple[Path, str] | None:
         return (Path(image), "") if Path(image).exists() else None
     if image.startswith(("./", "../")) or image in {".", ".."}:
         return _existing(directory / image), ""
-    return None
+    path, _, name = image.partition(":")
+    return ((directory / path).resolve(), name) if _is_image(directory / path) else None
+
+
+def _is_image(path: Path) -> bool:
+    if {".tar", ".tgz"} & set(path.suffixes):
+        return path.is_file()
+    return (path / "oci-layout").is_file()
 
 
 def _existing(path: Path) -> Path:

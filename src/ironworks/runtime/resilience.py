@@ -127,8 +127,16 @@ async def call(
     clock: Clock,
     breaker: Breaker | None = None,
     policy: RetryPolicy | None = None,
+    callee: str = "the service behind this call",
 ) -> _T:
     """Call with retries of what is retryable, through the breaker if there is one.
+
+    Args:
+        attempt: Makes the call once.
+        clock: Waits between attempts.
+        breaker: Of the callee.
+        policy: Of the retries.
+        callee: For the sentence that says that its breaker is open.
 
     Raises:
         Unavailable: the breaker is open.
@@ -137,14 +145,14 @@ async def call(
     waits_seconds = (policy or RetryPolicy()).waits_seconds
     for wait_seconds in waits_seconds:
         try:
-            return await _attempt(attempt, clock, breaker)
+            return await _attempt(attempt, clock, breaker, callee)
         except _Paused:
             raise
         except IronError as error:
             if not error.retryable:
                 raise
         await clock.sleep(wait_seconds)
-    return await _attempt(attempt, clock, breaker)
+    return await _attempt(attempt, clock, breaker, callee)
 
 
 class _Paused(Unavailable):
@@ -152,13 +160,16 @@ class _Paused(Unavailable):
 
 
 async def _attempt(
-    attempt: Callable[[], Awaitable[_T]], clock: Clock, breaker: Breaker | None
+    attempt: Callable[[], Awaitable[_T]], clock: Clock, breaker: Breaker | None, callee: str
 ) -> _T:
     if breaker is None:
         return await attempt()
     admission = breaker.admit(clock.monotonic_ns())
     if admission is None:
-        raise _Paused("The service behind this call is failing; calls to it are paused.")
+        raise _Paused(
+            f"Too many calls to {callee} have failed: they are paused for some seconds.",
+            hint="Try again shortly.",
+        )
     verdict = Verdict.FAILS
     try:
         result = await attempt()
