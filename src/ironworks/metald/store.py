@@ -4,7 +4,7 @@ A change of a VM names the generation that it was decided on; if the row has mov
 refused with `Aborted` and nothing is written.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -27,7 +27,9 @@ from ironworks.metald.types import (
     Transition,
     Vm,
     VmFilter,
+    VmKey,
     VmmSize,
+    VmPage,
     VmSpec,
     VmState,
 )
@@ -35,7 +37,7 @@ from ironworks.model.errors import Aborted, NotFound
 from ironworks.model.pages import PageSpec
 from ironworks.storage import idempotency
 
-MAX_READ_VMS = 4096
+MAX_READ_SPECS = 4096
 """That are remembered, at some kilobytes each."""
 _SPEC = TypeAdapter(VmSpec)
 _EVIDENCE = TypeAdapter(Evidence)
@@ -93,15 +95,14 @@ def write_host(connection: Connection, host: Host) -> None:
 # --- VMs ----------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=MAX_READ_VMS)
+@lru_cache(maxsize=MAX_READ_SPECS)
 def _read_spec(text: str) -> VmSpec:
     """A spec as `spec_bytes` wrote it: few ever change, and reading one takes longer than SQL."""
     return _SPEC.validate_json(text)
 
 
-@lru_cache(maxsize=MAX_READ_VMS)
 def _vm(row: _TABLE_ROW) -> Vm:
-    """A VM out of a whole row of its table: most of a page are as they were a moment ago."""
+    """A VM out of a whole row of its table."""
     return Vm(
         vm_id=row.id,
         tenant_id=row.tenant_id,
@@ -267,18 +268,28 @@ def _filtered(wanted: VmFilter) -> Select[tuple[object, ...]]:
 
 
 def list_vms(
-    connection: Connection, wanted: VmFilter, page: PageSpec
-) -> tuple[Sequence[Vm], tuple[int, str] | None]:
-    """A page of VMs, oldest first, and the sort keys after which the next page begins."""
-    statement = _filtered(wanted).order_by(VMS.c.created_at_ns, VMS.c.id).limit(page.size + 1)
+    connection: Connection, wanted: VmFilter, page: PageSpec, known: Container[VmKey] = ()
+) -> VmPage:
+    """A page of VMs, oldest first; whole rows are read of those only that are not `known`."""
+    statement = (
+        _filtered(wanted)
+        .with_only_columns(VMS.c.id, VMS.c.created_at_ns, VMS.c.generation)
+        .order_by(VMS.c.created_at_ns, VMS.c.id)
+        .limit(page.size + 1)
+    )
     if page.after:
         at_ns, vm_id = page.after
         statement = statement.where(tuple_(VMS.c.created_at_ns, VMS.c.id) > tuple_(at_ns, vm_id))
-    vms = [_vm(row) for row in connection.execute(statement)]
-    if len(vms) <= page.size:
-        return vms, None
-    last = vms[page.size - 1]
-    return vms[: page.size], (last.created_at_ns, last.vm_id)
+    keys: list[VmKey] = [(row[0], row[1], row[2]) for row in connection.execute(statement)]
+    has_more = len(keys) > page.size
+    keys = keys[: page.size]
+    news = {key[0]: key for key in keys if key not in known}
+    rows = connection.execute(select(VMS).where(VMS.c.id.in_(news))) if news else ()
+    return VmPage(
+        keys=keys,
+        vms={news[row.id]: _vm(row) for row in rows},
+        after=(keys[-1][1], keys[-1][0]) if has_more else None,
+    )
 
 
 def vms_in(connection: Connection, states: Iterable[VmState]) -> Sequence[Vm]:

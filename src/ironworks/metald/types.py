@@ -1,8 +1,9 @@
 """Frozen values of metald: what a VM is, what was asked for, what the host can give."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TypeAlias
 
 from ironworks.metald.drivers.driver import Evidence, ExitReport, RateLimits
 from ironworks.model.units import GIB, MIB
@@ -293,6 +294,25 @@ class VmFilter:
     deployment_id: str = ""
     labels: tuple[tuple[str, str], ...] = ()
     tenant_id: str = ""
+
+
+VmKey: TypeAlias = tuple[str, int, int]
+"""Id, time of creation and generation: what was committed under them is one VM in one state."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmPage:
+    """A page of VMs.
+
+    Attributes:
+        keys: Those of all, in their order.
+        vms: Those that were not known to whoever asked.
+        after: The sort keys after which the next page begins; None: this is the last.
+    """
+
+    keys: Sequence[VmKey]
+    vms: Mapping[VmKey, Vm]
+    after: tuple[int, str] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -63,13 +63,15 @@ async def test_a_vm_lives_and_leaves_nothing(platform: Platform) -> None:
     again = await vms.create_vm(vm_pb.CreateVmRequest(spec=spec(platform), idempotency_key="k"))
     assert again.id == vm.id
     listed = await vms.list_vms(vm_pb.ListVmsRequest())
-    assert [one.id for one in listed.vms] == [vm.id]
+    assert [(one.id, one.state) for one in listed.vms] == [(vm.id, STATE.RUNNING)]
     console = b"".join(
         [piece.data async for piece in vms.stream_console(vm_pb.StreamConsoleRequest(vm_id=vm.id))]
     )
     assert b"fake guest: ready" in console
     paused = await vms.pause_vm(vm_pb.PauseVmRequest(vm_id=vm.id))
     assert paused.state == STATE.PAUSED
+    (now,) = (await vms.list_vms(vm_pb.ListVmsRequest())).vms
+    assert (now.state, now.reason, len(now.history)) == (STATE.PAUSED, paused.reason, 0)
     assert (await vms.resume_vm(vm_pb.ResumeVmRequest(vm_id=vm.id))).state == STATE.RUNNING
     stopped = await vms.shutdown_vm(vm_pb.ShutdownVmRequest(vm_id=vm.id))
     assert stopped.state == STATE.STOPPED

@@ -129,11 +129,11 @@ def walk(connection: Connection, wanted: VmFilter, size: int) -> list[str]:
     seen: list[str] = []
     after: tuple[str | int, ...] = ()
     while True:
-        vms, end = store.list_vms(connection, wanted, PageSpec(size=size, after=after))
-        seen += [vm.vm_id for vm in vms]
-        if end is None:
+        page = store.list_vms(connection, wanted, PageSpec(size=size, after=after))
+        seen += [page.vms[key].vm_id for key in page.keys]
+        if page.after is None:
             return seen
-        after = end
+        after = page.after
 
 
 def test_pages_show_every_vm_once_also_when_others_come_and_go(connection: Connection) -> None:
@@ -143,19 +143,37 @@ def test_pages_show_every_vm_once_also_when_others_come_and_go(connection: Conne
     everything = walk(connection, VmFilter(), 100)
     assert sorted(everything) == sorted(vm.vm_id for vm in vms)
     assert walk(connection, VmFilter(), 2) == everything
-    first, end = store.list_vms(connection, VmFilter(), PageSpec(size=3))
-    assert end is not None
+    first = store.list_vms(connection, VmFilter(), PageSpec(size=3))
+    assert first.after is not None
     store.insert_vm(connection, make(100), "")
-    rest, _ = store.list_vms(connection, VmFilter(), PageSpec(size=100, after=end))
-    assert [vm.vm_id for vm in [*first, *rest]] == [*everything, make(100).vm_id]
+    rest = store.list_vms(connection, VmFilter(), PageSpec(size=100, after=first.after))
+    assert [key[0] for key in [*first.keys, *rest.keys]] == [*everything, make(100).vm_id]
 
 
 def test_a_page_that_just_fits_is_the_last(connection: Connection) -> None:
     for number in range(3):
         store.insert_vm(connection, make(number), "")
-    vms, end = store.list_vms(connection, VmFilter(), PageSpec(size=3))
-    assert len(vms) == 3
-    assert end is None
+    page = store.list_vms(connection, VmFilter(), PageSpec(size=3))
+    assert len(page.keys) == 3
+    assert page.after is None
+
+
+def test_a_page_has_of_what_is_known_only_what_changed(connection: Connection) -> None:
+    vms = [make(number) for number in range(3)]
+    for vm in vms:
+        store.insert_vm(connection, vm, "")
+    known = store.list_vms(connection, VmFilter(), PageSpec(size=9)).vms
+    moved, line = transition(vms[1], VmState.PAUSED, "Asked for.", now_ns=9)
+    store.update_vm(connection, moved, decided_on=1, line=line)
+    page = store.list_vms(connection, VmFilter(), PageSpec(size=9), known)
+    assert sorted(key[0] for key in page.keys) == sorted(vm.vm_id for vm in vms)
+    assert list(page.vms.values()) == [moved]
+    # Who makes a VM under an id that has been forgotten makes another one.
+    connection.exec_driver_sql("DELETE FROM vms")
+    again = replace(vms[0], created_at_ns=77, tenant_id=OTHER_TENANT)
+    store.insert_vm(connection, again, "")
+    page = store.list_vms(connection, VmFilter(), PageSpec(size=9), known)
+    assert list(page.vms.values()) == [again]
 
 
 def test_filters_must_all_hold(connection: Connection) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from ironworks.metald.types import (
     Transition,
     Vm,
     VmFilter,
+    VmKey,
+    VmPage,
     VmState,
 )
 from ironworks.model.errors import FailedPrecondition, InvalidRequest
@@ -75,10 +77,10 @@ async def get_details(context: Context, vm_id: str, tenant_id: str | None) -> Vm
 
 
 async def list_vms(
-    context: Context, wanted: VmFilter, page: PageSpec
-) -> tuple[Sequence[Vm], tuple[int, str] | None]:
-    """A page of VMs and the sort keys of its end, if there is more."""
-    return await context.db.read(lambda connection: store.list_vms(connection, wanted, page))
+    context: Context, wanted: VmFilter, page: PageSpec, known: Container[VmKey] = ()
+) -> VmPage:
+    """A page of VMs, without those that the caller knows as they are now."""
+    return await context.db.read(lambda connection: store.list_vms(connection, wanted, page, known))
 
 
 async def taken(context: Context) -> tuple[Resources, Resources]:

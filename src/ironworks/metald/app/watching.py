@@ -46,20 +46,21 @@ async def _present(context: Context, wanted: VmFilter, sequence: int) -> AsyncGe
     """One event for each VM that there is; only the last has a sequence to go on from."""
     page = PageSpec(size=MAX_PAGE_SIZE)
     while True:
-        vms, after = await context.db.read(
+        found = await context.db.read(
             lambda connection, page=page: store.list_vms(connection, wanted, page)
         )
-        for index, vm in enumerate(vms):
-            last = after is None and index == len(vms) - 1
+        for key in found.keys:
+            vm = found.vms[key]
+            last = found.after is None and key is found.keys[-1]
             yield VmChange(
                 sequence=sequence if last else 0,
                 at_ns=vm.state_changed_at_ns,
                 vm=vm,
                 before=None,
             )
-        if after is None:
+        if found.after is None:
             return
-        page = PageSpec(size=MAX_PAGE_SIZE, after=after)
+        page = PageSpec(size=MAX_PAGE_SIZE, after=found.after)
 
 
 def concerns(change: VmChange, wanted: VmFilter) -> bool:

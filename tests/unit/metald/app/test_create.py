@@ -135,7 +135,7 @@ async def test_an_unknown_asset_is_named_and_leaves_a_failed_vm(w: World) -> Non
     ghost = derived_id("ast", "ghost")
     error = await refused(w, NotFound, vm_spec(rootfs_asset_id=ghost))
     assert ghost in error.message
-    (vm,), _ = await queries.list_vms(w.context, VmFilter(), PageSpec(size=10))
+    (vm,) = (await queries.list_vms(w.context, VmFilter(), PageSpec(size=10))).vms.values()
     assert vm.state is VmState.FAILED
     assert ghost in vm.reason
 
@@ -201,8 +201,7 @@ async def test_a_cordoned_host_takes_none(w: World) -> None:
 async def test_more_than_the_host_has_is_refused_before_anything_is_made(w: World) -> None:
     await refused(w, InvalidRequest, vm_spec(vcpus=5))
     await refused(w, InvalidRequest, vm_spec(memory_bytes=5 * GIB))
-    vms, _ = await queries.list_vms(w.context, VmFilter(), PageSpec(size=10))
-    assert vms == []
+    assert (await queries.list_vms(w.context, VmFilter(), PageSpec(size=10))).keys == []
 
 
 async def test_concurrent_creates_never_exceed_capacity(tmp_path: Path) -> None:
