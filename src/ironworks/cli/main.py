@@ -154,7 +154,8 @@ def _usage_sentence(error: CycloptsError, arguments: Sequence[str]) -> str:
     if typed in names:
         text = " ".join(str(error).split())
         end = "" if text.endswith((".", "!", "?")) else "."
-        return f"{text}{end} `iron {typed} --help` shows how it is used."
+        words = " ".join(error.command_chain or [typed])
+        return f"{text}{end} `iron {words} --help` shows how it is used."
     if typed.startswith("-"):
         return f"Options stand after the command: `iron COMMAND {typed}`. `iron --help` lists all."
     # The library's own sentence would import every command to list them all.

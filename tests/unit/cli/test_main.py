@@ -91,6 +91,7 @@ def test_a_fault_of_ours_is_70_and_shows_its_traceback_only_on_request(
         (["--frob"], "Options stand after the command: `iron COMMAND --frob`."),
         (["tenant", "create"], 'Command "tenant create" parameter'),
         (["tenant", "frob"], "`iron tenant --help` shows how it is used."),
+        (["vm", "stop", "--frob"], "`iron vm stop --help` shows how it is used."),
         (["deploy", "x", "--replicas", "many"], "`iron deploy --help`"),
     ],
 )
