@@ -64,7 +64,7 @@ VMS = Table(
     Column("restart_at_ns", BigInteger, nullable=False, server_default=text("0")),
     Index("ix_vms_page", "created_at_ns", "id"),
     Index("ix_vms_state", "state"),
-    Index("ix_vms_tenant_id", "tenant_id"),
+    Index("ix_vms_tenant_page", "tenant_id", "created_at_ns", "id"),
     Index("ix_vms_restart_at_ns", "restart_at_ns"),
 )
 

@@ -176,6 +176,14 @@ def test_a_page_has_of_what_is_known_only_what_changed(connection: Connection) -
     assert list(page.vms.values()) == [again]
 
 
+def test_a_tenants_page_is_read_in_order_and_not_sorted(connection: Connection) -> None:
+    query = "SELECT id FROM vms WHERE tenant_id = '' AND state != '' ORDER BY created_at_ns, id"
+    plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}").all()
+    assert [row.detail for row in plan] == [
+        "SEARCH vms USING INDEX ix_vms_tenant_page (tenant_id=?)"
+    ]
+
+
 def test_filters_must_all_hold(connection: Connection) -> None:
     deployment = derived_id("dep", "1")
     mine = make(1, labels={"tier": "web", "zone": "a"}, deployment_id=deployment)
