@@ -259,19 +259,15 @@ def observe(health: Health, readiness: t.Readiness, *, passed: bool) -> Health:
     return Health(ready=passed) if streak >= enough else replace(health, streak=streak)
 
 
-def after_restart(state: VmState, *, vmm_alive: bool) -> Interrupted | None:
+def after_restart(state: VmState) -> Interrupted | None:
     """What becomes of a VM that an earlier metald left in `state`; None: nothing to mend.
 
     A VM that was being made is undone, since its caller got no answer and will ask again; one that
-    was being ended is ended.
+    was being ended is ended. One that was booting boots on.
     """
     if state in {_S.REQUESTED, _S.CREATING}:
         return Interrupted(
             finish=_S.FAILED, reason="metald was restarted while the VM was being created."
-        )
-    if state is _S.BOOTING and vmm_alive:
-        return Interrupted(
-            finish=_S.FAILED, reason="metald was restarted while the VM was booting."
         )
     if state is _S.STOPPING:
         return Interrupted(finish=_S.STOPPED, reason="Ended after a restart of metald.")

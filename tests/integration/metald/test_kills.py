@@ -81,7 +81,7 @@ class Load:
         vms = self.platform.vms()
         while not self.over:
             vm_id = new_id("vm", CLOCK, ENTROPY)
-            # A boot that was cut off ends in FAILED, and says so: the next one may go better.
+            # A creation that was cut off ends in FAILED, and says so: the next may go better.
             # On a machine that stands still nothing comes to its end between two kills: given up.
             with suppress(FailedPrecondition, NotFound, TimeoutError):
                 await self.boot(vm_id)

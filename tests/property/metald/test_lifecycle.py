@@ -114,9 +114,9 @@ def test_the_way_to_deletion_is_always_a_way(state: VmState, force: bool) -> Non
     assert now.state is S.DELETING
 
 
-@given(STATES, st.booleans())
-def test_what_a_restart_decides_is_allowed(state: VmState, alive: bool) -> None:
-    found = decide.after_restart(state, vmm_alive=alive)
+@given(STATES)
+def test_what_a_restart_decides_is_allowed(state: VmState) -> None:
+    found = decide.after_restart(state)
     if found is not None:
         decide.check_transition(vm(state), found.finish)
         assert found.reason

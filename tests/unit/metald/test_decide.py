@@ -102,21 +102,17 @@ def test_a_guest_that_runs_is_deleted_by_force_only(state: VmState) -> None:
 
 def test_after_a_restart_what_was_being_made_is_undone_and_what_was_ended_is_ended() -> None:
     for state in (S.REQUESTED, S.CREATING):
-        for alive in (True, False):
-            found = decide.after_restart(state, vmm_alive=alive)
-            assert found is not None
-            assert found.finish is S.FAILED
-    booting = decide.after_restart(S.BOOTING, vmm_alive=True)
-    assert booting is not None
-    assert booting.finish is S.FAILED
-    stopping = decide.after_restart(S.STOPPING, vmm_alive=True)
+        found = decide.after_restart(state)
+        assert found is not None
+        assert found.finish is S.FAILED
+    stopping = decide.after_restart(S.STOPPING)
     assert stopping is not None
     assert stopping.finish is S.STOPPED
 
 
-@pytest.mark.parametrize("state", [S.CREATED, S.RUNNING, S.PAUSED])
-def test_after_a_restart_a_settled_vm_is_left_alone(state: VmState) -> None:
-    assert decide.after_restart(state, vmm_alive=True) is None
+@pytest.mark.parametrize("state", [S.CREATED, S.BOOTING, S.RUNNING, S.PAUSED])
+def test_after_a_restart_what_has_a_vmm_goes_on(state: VmState) -> None:
+    assert decide.after_restart(state) is None
 
 
 @pytest.mark.parametrize(

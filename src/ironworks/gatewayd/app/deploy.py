@@ -281,7 +281,7 @@ class Deploy:
             if view.phase in {VmPhase.ENDED, VmPhase.GONE}:
                 raise FailedPrecondition(
                     f"The VM ended before it was ready: {view.reason}",
-                    hint="Run the image elsewhere to see whether it starts and listens.",
+                    hint=f"`iron vm get {replica.vm_id}` shows the last lines of its console.",
                 )
             if (
                 view.phase is VmPhase.RUNNING

@@ -10,7 +10,7 @@ from typing import Any
 from ironworks.metald import decide
 from ironworks.metald.app import health
 from ironworks.metald.app.cleanup import fail, reason_of
-from ironworks.metald.app.context import Context, Once
+from ironworks.metald.app.context import Context, Once, log
 from ironworks.metald.app.operations import Operation, outcome_of
 from ironworks.metald.drivers.driver import (
     Accel,
@@ -134,6 +134,14 @@ async def _boot(
         raise error.public from error
     health.start(context, running)
     return running
+
+
+async def boot_on(context: Context, vm: Vm, handle: Handle, operation: Operation) -> None:
+    """Go on with a boot that an earlier metald began; its caller asks again, or has gone."""
+    try:
+        await _boot(context, vm, handle, operation, default_timeout(context, vm))
+    except IronError as error:
+        log.warning("boot_failed", vm_id=vm.vm_id, error=str(error), **error.context)
 
 
 async def run_guest(

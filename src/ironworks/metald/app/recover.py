@@ -1,15 +1,15 @@
 """Bring the store and the machine together: at the start of metald, and again and again.
 
 A VM is found by its evidence: the very process (pid and start time) of this boot of the host. What
-lives is taken over; what ended while nobody watched is told with what can be known; what was cut
-off half-way is undone.
+lives is taken over; what ended while nobody watched is told with what can be known; a boot that was
+cut off goes on, and what else was half-way is undone.
 """
 
 from dataclasses import replace
 
 from ironworks.metald import decide, store
 from ironworks.metald.app import health
-from ironworks.metald.app.boot import attach_metering
+from ironworks.metald.app.boot import attach_metering, boot_on
 from ironworks.metald.app.cleanup import clean_up, end_vmm, fail
 from ironworks.metald.app.context import Context, log
 from ironworks.metald.app.drift import keep
@@ -33,7 +33,24 @@ async def converge(context: Context, vm_id: str) -> bool:
         context.operations.begin(vm_id, "reconcile")
     except Aborted:
         return False
-    return await context.operations.run(vm_id, _converge(context, vm_id), "reconcile")
+    changed = await context.operations.run(vm_id, _converge(context, vm_id), "reconcile")
+    return await _boot_on(context, vm_id) or changed
+
+
+async def _boot_on(context: Context, vm_id: str) -> bool:
+    """Let a boot that was cut off go on, beyond this call; answers whether there was one."""
+    handle = context.handles.get(vm_id)
+    if handle is None:
+        return False
+    vm = await context.db.read(lambda connection: store.find_vm(connection, vm_id))
+    if vm is None or vm.state is not VmState.BOOTING:
+        return False
+    try:
+        operation = context.operations.begin(vm_id, "boot")
+    except Aborted:
+        return False
+    context.operations.run_alone(vm_id, boot_on(context, vm, handle, operation), "boot")
+    return True
 
 
 async def _converge(context: Context, vm_id: str) -> bool:
@@ -55,7 +72,7 @@ async def _converge_live(context: Context, vm: Vm) -> bool:
     handle, problem = await _find(context, vm)
     if handle is None and problem:
         return await keep(context, vm, (problem,))
-    interrupted = decide.after_restart(vm.state, vmm_alive=handle is not None)
+    interrupted = decide.after_restart(vm.state)
     if interrupted is not None:
         await _finish(context, vm, interrupted)
         return True

@@ -334,7 +334,10 @@ class Handle(Protocol):
         ...
 
     async def boot(self) -> None:
-        """Let the guest run; returns when the vCPUs have been started, not when it is ready."""
+        """Let the guest run; returns when the vCPUs have been started, not when it is ready.
+
+        One that runs already runs on: a boot that was cut off is begun again.
+        """
         ...
 
     async def wait_ready(self) -> None:

@@ -61,6 +61,7 @@ DEFAULT_PORT = 8080
 CONNECT_SECONDS = 10.0
 CLOSE_TO_END_SECONDS = 1.0
 _CONNECT_PERIOD_SECONDS = 0.005
+_STOP_PERIOD_SECONDS = 0.001
 _CONFIG, _SOCKET, _CONSOLE, _EXIT = "fake.json", "fake.sock", "console.log", "fake.exit"
 _LASTING = (_CONSOLE,)
 _NSENTER = "/usr/bin/nsenter"
@@ -124,6 +125,8 @@ class FakeHandle:
         """See `Handle`."""
         await self._reach(Step.GUEST_PAUSE)
         self._process.send(signal.SIGSTOP)
+        while not (is_stopped(self._evidence.pid) or self._process.ended):  # noqa: ASYNC110 - a signal tells nobody
+            await asyncio.sleep(_STOP_PERIOD_SECONDS)
 
     async def resume(self) -> None:
         """See `Handle`."""

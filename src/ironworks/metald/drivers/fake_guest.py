@@ -32,6 +32,7 @@ class Guest:
         self.selector = selectors.DefaultSelector()
         self.deadlines: list[tuple[float, Callable[[], None]]] = []
         self.waiting: list[socket.socket] = []
+        self.booted = False
         self.ready = False
         self.exit_descriptor = -1
 
@@ -91,7 +92,10 @@ class Guest:
             self.waiting.remove(connection)
 
     def boot(self) -> None:
-        """Start the workload."""
+        """Start the workload, once."""
+        if self.booted:
+            return
+        self.booted = True
         self.log("fake guest: booting " + self.config["hostname"])
         if not self.config["never_ready"]:
             self.after(self.config["ready_after_seconds"], self.become_ready)

@@ -125,11 +125,45 @@ async def test_a_half_made_vm_is_undone(tmp_path: Path, state: VmState) -> None:
         assert await after.left() == {}
 
 
-async def test_a_boot_that_was_cut_off_is_undone(tmp_path: Path) -> None:
+async def test_a_boot_that_was_cut_off_goes_on_and_its_callers_repeat_finds_it(
+    tmp_path: Path,
+) -> None:
     async with world(tmp_path) as before:
         before.driver.ready_at_once = False
         vm = await created(before)
         await put(before, vm, S.BOOTING)
+    async with restarted(before) as after:
+        booting = await after.context.read(vm.vm_id)
+        assert booting.state is S.BOOTING
+        repeated = boot.boot_vm(after.context, booting, timeout_seconds=0, detach=False)
+        after.driver.vmms[vm.vm_id].ready.set()
+        running = await repeated
+        assert (running.state, running.ready) == (S.RUNNING, True)
+        assert list(after.sampler.attached) == [vm.vm_id]
+        await stop.delete_vm(after.context, running, force=True)
+        assert await after.left() == {}
+
+
+async def test_a_boot_that_goes_on_and_fails_is_undone(tmp_path: Path) -> None:
+    async with world(tmp_path) as before:
+        before.driver.ready_at_once = False
+        vm = await created(before)
+        await put(before, vm, S.BOOTING)
+    async with restarted(before) as after:
+        report = ExitReport(kind=ExitKind.CRASHED, sentence="The VMM ended by SIGSEGV.")
+        after.driver.vmms[vm.vm_id].end(report)
+        await after.context.operations.settled(vm.vm_id)
+        failed = await after.context.read(vm.vm_id)
+        assert (failed.state, failed.reason) == (S.FAILED, report.sentence)
+        assert await after.left() == {}
+
+
+async def test_a_boot_whose_vmm_is_gone_has_failed(tmp_path: Path) -> None:
+    async with world(tmp_path) as before:
+        before.driver.ready_at_once = False
+        vm = await created(before)
+        await put(before, vm, S.BOOTING)
+    before.driver.vmms[vm.vm_id].end(ExitReport(kind=ExitKind.LOST, sentence="Gone."))
     async with restarted(before) as after:
         assert (await after.context.read(vm.vm_id)).state is S.FAILED
         assert await after.left() == {}

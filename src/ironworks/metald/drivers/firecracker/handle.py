@@ -37,6 +37,8 @@ STOP_SECONDS = 5.0
 _STOP_PERIOD_SECONDS = 0.001
 VERSION, IMAGE_INIT = "version", "image_init"
 """In `Evidence.details`."""
+_FRESH = "Not started"
+_NO_START = "The guest could not be started."
 _NOT_STARTED = "microVM"
 
 
@@ -155,9 +157,12 @@ class FirecrackerHandle:
     async def boot(self) -> None:
         """See `Handle`."""
         await self._steps.reach(Step.GUEST_START, self._evidence.vm_id)
-        await self._do(
-            Step.GUEST_START, "InstanceStart", sentence="The guest could not be started."
-        )
+        try:
+            started = (await self._links.api.get("/")).get("state") != _FRESH
+        except ApiError as error:
+            raise self._error(Step.GUEST_START, _NO_START, error) from error
+        if not started:
+            await self._do(Step.GUEST_START, "InstanceStart", sentence=_NO_START)
 
     async def wait_ready(self) -> None:
         """See `Handle`."""

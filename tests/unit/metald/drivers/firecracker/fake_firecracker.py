@@ -43,6 +43,7 @@ class Firecracker:
     def __init__(self, orders: dict[str, Any]) -> None:
         self.orders = orders
         self.started = False
+        self.paused = False
         self.seen: list[str] = []
         self.metrics = -1
 
@@ -81,11 +82,20 @@ class Firecracker:
             return "400 Bad Request", {"fault_message": f"{path} is refused."}
         if path == "/version":
             return "200 OK", {"firecracker_version": self.orders.get("version", "1.16.1")}
+        if path == "/":
+            return "200 OK", {"state": self.state()}
+        if path == "/vm":
+            self.paused = body["state"] == "Paused"
         if path == "/metrics":
             self.metrics = os.open(body["metrics_path"], os.O_RDWR | os.O_NONBLOCK)
         if path == "/actions":
             return self.act(body["action_type"])
         return "204 No Content", {}
+
+    def state(self) -> str:
+        if not self.started:
+            return "Not started"
+        return "Paused" if self.paused else "Running"
 
     def act(self, action: str) -> tuple[str, dict[str, Any]]:
         if action == "InstanceStart":

@@ -106,7 +106,9 @@ async def test_a_life_over_two_metalds(place: Place, version: str) -> None:
     await booted(first)
     assert (await first.block_counters()).read_bytes == 20
     assert (await first.guest_memory()).available_bytes == 50 * 1024
+    assert not await first.stands_still()
     await first.pause()
+    assert await first.stands_still()
     stopped = version == "1.16.1"
     assert is_stopped(first.evidence.pid) is stopped
     # Paused, it is still read, and found by a metald that starts.
@@ -121,6 +123,7 @@ async def test_a_life_over_two_metalds(place: Place, version: str) -> None:
 
     second = await place.driver().adopt(first.evidence)
     assert second is not None
+    await second.boot()  # one that was begun before is begun again
     async with asyncio.timeout(20):
         await second.wait_ready()
     assert (await second.block_counters()).read_bytes == (30 if stopped else 40)
