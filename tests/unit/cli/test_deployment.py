@@ -30,6 +30,23 @@ async def test_get_and_list(iron: Iron) -> None:
     await iron("deployment", "get", "none", status=66)
 
 
+async def test_all_that_a_deployment_is_told_reaches_the_platform(iron: Iron) -> None:
+    words = "--vcpus 2 --memory 1GiB --disk 2GiB --port 80 --env A=b --restart always"
+    more = "--health-path /up --egress 203.0.113.0/24:80 --ready-within 2.5"
+    await iron("deploy", "oci:/x", "--name", "web", *words.split(), *more.split())
+    assert iron.api.deployments["web"].spec == deployments_pb.DeploymentSpec(
+        image="oci:/x",
+        replicas=1,
+        shape=deployments_pb.VmShape(vcpus=2, memory_bytes=1 << 30, disk_bytes=2 << 30),
+        port=80,
+        env={"A": "b"},
+        restart_policy=deployments_pb.RestartPolicy.ALWAYS,
+        readiness=deployments_pb.ReadinessCheck(http=deployments_pb.HttpCheck(path="/up")),
+        egress=[deployments_pb.EgressRule(cidr="203.0.113.0/24", ports=[80])],
+        boot_timeout_ms=2_500,
+    )
+
+
 async def test_delete_waits_for_its_job(iron: Iron) -> None:
     await iron("deploy", "oci:/x", "--name", "web")
     done = await iron("deployment", "delete", "web", "--json")
