@@ -33,6 +33,15 @@ AsgiApplication: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
 Readiness: TypeAlias = Callable[[], Awaitable[Mapping[str, str]]]
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_BARE = {
+    405: {"code": "unimplemented", "message": "Calls are POST requests, with the message as body."},
+    415: {
+        "code": "invalid_argument",
+        "message": "The content type must be application/json or application/proto; of a stream, "
+        "application/connect+json or application/connect+proto.",
+    },
+}
+"""What the library answers without a word, and what is answered instead."""
 _log = structlog.stdlib.get_logger()
 
 
@@ -165,6 +174,10 @@ class RpcServer:
                     *message.get("headers", []),
                     (b"x-request-id", request_id.encode()),
                 ]
+                if status in _BARE:
+                    message["headers"].append((b"content-type", b"application/json"))
+            elif status in _BARE and not message.get("body"):
+                message["body"] = json.dumps(_BARE[status]).encode()
             await send(message)
 
         request_id_var.set(request_id)

@@ -33,11 +33,13 @@ class Application:
 
     path: str = f"/{SERVICE}"
     calls: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+    status: int = 200
+    body: bytes = b"done"
 
     async def __call__(self, scope: Mapping[str, Any], receive: Any, send: Any) -> None:
         self.calls.append((current_caller().subject, current_request_id()))
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"done"})
+        await send({"type": "http.response.start", "status": self.status, "headers": []})
+        await send({"type": "http.response.body", "body": self.body})
 
 
 @dataclass
@@ -134,6 +136,16 @@ async def test_what_is_not_allowed_never_reaches_a_handler(
     answered, body, _ = await gate.post(path, gate.token())
     assert (answered, json.loads(body)["code"]) == (status, code)
     assert gate.application.calls == []
+
+
+@pytest.mark.parametrize(("status", "said"), [(405, "POST"), (415, "application/json")])
+async def test_what_the_library_refuses_without_a_word_is_explained(
+    gate: Gate, status: int, said: str
+) -> None:
+    gate.application.status, gate.application.body = status, b""
+    answered, body, headers = await gate.post(f"/{SERVICE}/GetVm", gate.token())
+    assert (answered, headers["content-type"]) == (status, "application/json")
+    assert said in json.loads(body)["message"]
 
 
 async def test_without_a_token_nothing_is_told_of_the_table(gate: Gate) -> None:
