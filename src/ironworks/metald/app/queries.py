@@ -133,7 +133,10 @@ async def stream_console(
             # A flood: the driver has dropped the older half, most of which was sent already.
             cut_bytes += at - size_bytes
             at = size_bytes
-        while chunk := await asyncio.to_thread(_read, now_path, at):
+        # Without `follow` no further than it was: a guest may write faster than anybody reads.
+        while (follow or at < size_bytes) and (
+            chunk := await asyncio.to_thread(_read, now_path, at)
+        ):
             yield at + cut_bytes, chunk
             at += len(chunk)
         if over or not follow:

@@ -335,6 +335,20 @@ async def test_the_console_outlives_the_vm_until_it_is_deleted(w: World) -> None
         await read(queries.ConsoleStart())
 
 
+async def test_a_console_that_is_flooded_is_read_to_where_it_was(w: World) -> None:
+    vm = await booted(w)
+    console = w.context.handles[vm.vm_id].console_path
+    console.write_bytes(b"a" * 100)
+    seen = 0
+    async for _, data in queries.stream_console(
+        w.context, vm, queries.ConsoleStart(), follow=False
+    ):
+        seen += len(data)
+        with console.open("ab") as file:
+            file.write(b"b" * 100)
+    assert seen == 100
+
+
 async def test_a_console_that_is_cut_is_followed_on(w: World) -> None:
     vm = await booted(w)
     console = w.context.handles[vm.vm_id].console_path
