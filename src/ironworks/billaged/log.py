@@ -275,13 +275,24 @@ class Log:
 
     async def _write_pending(self) -> None:
         data, upto, count = b"".join(self._pending), self._appended, len(self._pending)
+        loop = asyncio.get_running_loop()
+        writing = loop.run_in_executor(None, self._write, self.segment, data)
+        cancelled: asyncio.CancelledError | None = None
+        while not writing.done():
+            # A thread cannot be called back: nobody else may write before it has ended.
+            try:
+                await asyncio.wait([writing])
+            except asyncio.CancelledError as error:
+                cancelled = error
         try:
-            await asyncio.to_thread(self._write, self.segment, data)
+            writing.result()
         except OSError as error:
-            raise _refused(error) from error
+            raise cancelled or _refused(error) from error
         del self._pending[:count]
         self._pending_bytes -= len(data)
         self._durable = upto
+        if cancelled is not None:
+            raise cancelled
 
     def _write(self, number: int, data: bytes) -> None:
         size = self._sizes[number]

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from ironworks.billaged import log as log_module
 from ironworks.billaged.log import Kind, Log, Scan, frame, read_frames
 from ironworks.model.errors import ResourceExhausted
+from ironworks.runtime.tasks import Tasks
 
 
 def make_log(directory: Path, *, segment_bytes: int = 4096, max_bytes: int = 1 << 20) -> Log:
@@ -145,6 +147,34 @@ async def test_all_who_wait_share_one_flush(
     log.close()
     assert flushes < 5
     assert len(replayed(tmp_path)[0]) == 50
+
+
+async def test_nobody_writes_while_one_who_was_cancelled_still_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = make_log(tmp_path)
+    assert list(log.replay()) == []
+    log.begin()
+    may_go_on = threading.Event()
+
+    def slow(descriptor: int, data: bytes) -> None:
+        may_go_on.wait(10)
+        os.write(descriptor, data)
+
+    monkeypatch.setattr(log_module, "_write_all", slow)
+    async with Tasks() as tasks:
+        log.append(Kind.TICK, b"once")
+        gone = tasks.start(log.sync(), name="gone")
+        await asyncio.sleep(0.05)
+        gone.cancel()
+        log.append(Kind.TICK, b"twice")
+        other = tasks.start(log.sync(), name="other")
+        await asyncio.sleep(0.05)
+        may_go_on.set()
+        await other
+        assert gone.cancelled()
+    log.close()
+    assert replayed(tmp_path)[0] == [b"once", b"twice"]
 
 
 async def test_a_full_disk_refuses_and_what_was_appended_is_written_later(
