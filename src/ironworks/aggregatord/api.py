@@ -13,7 +13,7 @@ from ironworks.aggregatord import export, quarantine_store, store
 from ironworks.aggregatord.app import MAX_EXPORT_ROWS, MINUTE_NS, Usage
 from ironworks.aggregatord.export import unit_of
 from ironworks.aggregatord.ingest import Ingest
-from ironworks.aggregatord.live import Live, LiveSample
+from ironworks.aggregatord.live import MAX_VMS_A_REPORT, Live, LiveSample
 from ironworks.aggregatord.quarantine import Quarantine
 from ironworks.aggregatord.quarantine_store import Decision, RowMapping
 from ironworks.aggregatord.types import (
@@ -30,6 +30,7 @@ from ironworks.aggregatord.types import (
     VmCompleteness,
     VmEpoch,
 )
+from ironworks.aggregatord.vms import Claim
 from ironworks.gen.ironworks.aggregatord.v1 import batch_pb, invoice_pb
 from ironworks.gen.ironworks.aggregatord.v1 import usage_pb as pb
 from ironworks.gen.ironworks.aggregatord.v1.batch_connect import BatchService
@@ -137,8 +138,9 @@ def _quarantined(row: RowMapping) -> batch_pb.QuarantinedWindow:
     )
 
 
-def _live_sample(vm: batch_pb.LiveVm) -> LiveSample:
+def _live_sample(host_id: str, vm: batch_pb.LiveVm) -> LiveSample:
     return LiveSample(
+        host_id=host_id,
         tenant_id=vm.tenant_id,
         deployment_id=vm.deployment_id,
         key=VmEpoch(vm.vm_id, vm.boot_epoch),
@@ -219,7 +221,16 @@ class BatchHandlers(BatchService):
         """Where a host's counters stand."""
         del ctx
         await self._ingest.check_host(current_caller(), request.host_id)
-        next_ms = self._live.report([_live_sample(one) for one in request.vms])
+        samples = [
+            _live_sample(request.host_id, one) for one in request.vms[: MAX_VMS_A_REPORT + 1]
+        ]
+        claims = {Claim(one.key.vm_id, one.tenant_id) for one in self._live.new(samples)}
+        strangers = (
+            await self._ingest.strangers(request.host_id, claims) if claims else set[Claim]()
+        )
+        next_ms = self._live.report(
+            [one for one in samples if Claim(one.key.vm_id, one.tenant_id) not in strangers]
+        )
         return batch_pb.ReportLiveResponse(next_after_ms=next_ms)
 
     async def resolve_quarantined_window(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -16,7 +16,7 @@ from ironworks.aggregatord.quarantine_store import Decision, RefusedWindow
 from ironworks.aggregatord.store import AcceptedWindow, LedgerBatch
 from ironworks.aggregatord.tenants import Tenants
 from ironworks.aggregatord.types import AggregatordSettings, Finding, Summary, Window
-from ironworks.aggregatord.vms import Vms
+from ironworks.aggregatord.vms import Claim, Vms
 from ironworks.aggregatord.warehouse import Refused, Warehouse
 from ironworks.gen.ironworks.aggregatord.v1 import batch_pb as pb
 from ironworks.model.errors import AlreadyExists, FailedPrecondition, PermissionDenied
@@ -164,21 +164,44 @@ class Ingest:
             for index, one in windows.items()
             if told.get(one.key.vm_id, one.tenant_id) != one.tenant_id
         }
-        unsure = self._tenants.unsure({one.tenant_id for one in windows.values()})
+        claims = {index: Claim(one.key.vm_id, one.tenant_id) for index, one in windows.items()}
+        invented = await self._invented(host_id, set(claims.values()))
+        found |= {
+            index: _stranger(invented[claim])
+            for index, claim in claims.items()
+            if claim in invented
+        }
+        return found
+
+    async def strangers(self, host_id: str, claims: Collection[Claim]) -> set[Claim]:
+        """VMs of other tenants or hosts than the ledger has, and invented ones."""
+        owners = await self._database.read(
+            lambda c: store.owners_of(c, sorted({one.vm_id for one in claims}))
+        )
+        others = {
+            one
+            for one in claims
+            if owners.get(one.vm_id, (one.tenant_id, host_id)) != (one.tenant_id, host_id)
+        }
+        return others | set(await self._invented(host_id, claims))
+
+    async def _invented(self, host_id: str, claims: Collection[Claim]) -> dict[Claim, str]:
+        """VMs that are new here and that tenants or hosts do not know, with what is wrong."""
+        unsure = self._tenants.unsure({one.tenant_id for one in claims})
         if not unsure and self._vms is None:
-            return found
-        vm_ids = sorted({one.key.vm_id for one in windows.values()})
+            return {}
+        vm_ids = sorted({one.vm_id for one in claims})
         owners = await self._database.read(lambda c: store.owners_of(c, vm_ids))
-        new = {index: one for index, one in windows.items() if one.key.vm_id not in owners}
-        nobody = await self._tenants.unknown({one.tenant_id for one in new.values()})
-        of = {one.key.vm_id: one.tenant_id for one in new.values() if one.tenant_id not in nobody}
-        nowhere = await self._vms.unknown(host_id, of) if self._vms else set[str]()
-        for index, one in new.items():
+        new = [one for one in claims if one.vm_id not in owners]
+        nobody = await self._tenants.unknown({one.tenant_id for one in new})
+        asked = [one for one in new if one.tenant_id not in nobody]
+        nowhere = await self._vms.unknown(host_id, asked) if self._vms else set[Claim]()
+        found = dict.fromkeys(
+            nowhere, "The VM is new here, and its host's metald knows no such VM of the tenant."
+        )
+        for one in new:
             if one.tenant_id in nobody:
-                found[index] = _stranger("The VM is new here, and gatewayd knows no such tenant.")
-            elif one.key.vm_id in nowhere:
-                detail = "The VM is new here, and its host's metald knows no such VM of the tenant."
-                found[index] = _stranger(detail)
+                found[one] = "The VM is new here, and gatewayd knows no such tenant."
         return found
 
     async def _refuse_conflict(

@@ -106,6 +106,7 @@ class Judge:
                 if key in frontiers and queue[0].window.first_seq <= frontiers[key].last_seq
             }
         )
+        free = await self._free([one for key in late for one in queues[key]])
         for key, queue in queues.items():
             frontier = frontiers.get(key)
             owner = owners.get(key.vm_id, _UNKNOWN)
@@ -114,7 +115,11 @@ class Judge:
                 taken_seq=frontier.last_seq if frontier else -1,
             )
             for one in queue:
-                await self._judge_one(one, epoch, made, (owner, host_id, forced))
+                # No other window has its numbers, unless it comes late.
+                untaken = free.get(one.position)
+                if one.window.first_seq <= epoch.taken_seq:
+                    untaken = 0
+                await self._judge_one(one, epoch, made, (owner, host_id, untaken), forced=forced)
                 if owner is _UNKNOWN and made.accepted and made.accepted[-1].window is one.window:
                     owner = owners[key.vm_id] = Owner(one.window.tenant_id, host_id)
             await self._finish(key, epoch, frontier, made)
@@ -141,16 +146,21 @@ class Judge:
         epoch.more = len(page) == PAGE
 
     async def _judge_one(
-        self, one: Candidate, epoch: _Epoch, made: Judgement, who: tuple[Owner, str, bool]
+        self,
+        one: Candidate,
+        epoch: _Epoch,
+        made: Judgement,
+        place: tuple[Owner, str, int | None],
+        *,
+        forced: bool,
     ) -> None:
-        window, (owner, host_id, forced) = one.window, who
+        window, (owner, host_id, free) = one.window, place
         while epoch.late:
             if not epoch.ahead and epoch.more:
                 await self._look_ahead(window.key, epoch, epoch.passed_seq)
             if not epoch.ahead or epoch.ahead[0].summary.first_seq >= window.first_seq:
                 break
             epoch.pass_one(made)
-        free = await self._free(window, epoch)
         around = validate.Neighbours(
             tenant_id=owner.tenant_id,
             host_id=owner.host_id,
@@ -171,15 +181,13 @@ class Judge:
         made.accepted.append(AcceptedWindow(window=window, summary=one.summary, growth=growth))
         epoch.take(one.summary)
 
-    async def _free(self, window: Window, epoch: _Epoch) -> int | None:
-        """How many numbers of the window's interval no other window has; None: it has all."""
-        if window.first_seq <= epoch.taken_seq:
-            return 0
-        if not epoch.late:
-            return None
-        return await self._database.read(
-            lambda c: store.free_in(c, window.key, window.first_seq, window.last_seq)
-        )
+    async def _free(self, late: Sequence[Candidate]) -> dict[int, int | None]:
+        """Position → how many numbers of its interval no stored window has; None: it has all."""
+        if not late:
+            return {}
+        intervals = [(one.window.key, one.window.first_seq, one.window.last_seq) for one in late]
+        found = await self._database.read(lambda c: store.free_in(c, intervals))
+        return {one.position: free for one, free in zip(late, found, strict=True)}
 
     async def _finish(
         self, key: VmEpoch, epoch: _Epoch, frontier: Frontier | None, made: Judgement

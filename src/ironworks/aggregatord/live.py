@@ -54,6 +54,7 @@ class LiveSample:
     disk_limit_bytes: int
     at_ns: int
     readings: Mapping[str, int]
+    host_id: str = ""
 
 
 @dataclass(slots=True)
@@ -113,6 +114,23 @@ class Live:
     def subscriber_count(self) -> int:
         """How many look."""
         return sum(len(some) for some in self._subscribers.values())
+
+    def knows(self, tenant_id: str, vm_id: str) -> bool:
+        """Whether a host has reported this VM of the tenant."""
+        return any(
+            key.vm_id == vm_id and one.sample.tenant_id == tenant_id
+            for key, one in self._vms.items()
+        )
+
+    def new(self, samples: Sequence[LiveSample]) -> list[LiveSample]:
+        """Those of VMs that this host has not reported, or under another tenant."""
+        known = self._vms
+        return [
+            one
+            for one in samples
+            if (had := known.get(one.key)) is None
+            or (had.sample.host_id, had.sample.tenant_id) != (one.host_id, one.tenant_id)
+        ]
 
     def report(self, samples: Sequence[LiveSample]) -> int:
         """Take a host's newest samples; answers after how many milliseconds to report again.

@@ -8,17 +8,21 @@ from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     Connection,
+    String,
     Table,
     and_,
     bindparam,
+    column,
     delete,
     func,
     literal,
     literal_column,
     select,
     tuple_,
+    values,
 )
 
 from ironworks.aggregatord.quarantine_store import RefusedWindow, put_refused
@@ -45,6 +49,7 @@ from ironworks.aggregatord.types import (
 from ironworks.storage.upsert import upsert
 
 _VARIABLES_AT_ONCE = 500
+_INTERVALS_AT_ONCE = _VARIABLES_AT_ONCE // 5
 
 
 class Owner(NamedTuple):
@@ -193,29 +198,50 @@ def put_frontiers(connection: Connection, ends: Mapping[VmEpoch, Frontier]) -> N
         )
 
 
-def free_in(connection: Connection, key: VmEpoch, first_seq: int, last_seq: int) -> int | None:
-    """How many numbers of an interval no window has; None if no window reaches into it.
+def free_in(
+    connection: Connection, intervals: Sequence[tuple[VmEpoch, int, int]]
+) -> list[int | None]:
+    """How many numbers of each interval no window has; None if no window reaches into it.
 
     A window that lies across the interval may have holes; how many of them lie inside is not
     known, so all of them count as free.
+
+    Args:
+        connection: Of the transaction.
+        intervals: Epoch, first and last number of each.
     """
-    rows = connection.execute(
-        select(WINDOWS.c.first_seq, WINDOWS.c.last_seq, WINDOWS.c.sample_count).where(
-            WINDOWS.c.vm_id == key.vm_id,
-            WINDOWS.c.boot_epoch == key.boot_epoch,
-            WINDOWS.c.first_seq <= last_seq,
-            WINDOWS.c.last_seq >= first_seq,
+    taken: dict[int, int] = {}
+    for start in range(0, len(intervals), _INTERVALS_AT_ONCE):
+        part = intervals[start : start + _INTERVALS_AT_ONCE]
+        asked = (
+            values(
+                column("place", BigInteger),
+                column("vm_id", String),
+                column("boot_epoch", BigInteger),
+                column("first_seq", BigInteger),
+                column("last_seq", BigInteger),
+            )
+            .data([(start + place, *key, *span) for place, (key, *span) in enumerate(part)])
+            .cte("asked")
         )
-    ).all()
-    if not rows:
-        return None
-    size = last_seq - first_seq + 1
-    taken = 0
-    for row in rows:
-        holes = row.last_seq - row.first_seq + 1 - row.sample_count
-        inside = min(last_seq, row.last_seq) - max(first_seq, row.first_seq) + 1
-        taken += max(0, inside - holes)
-    return max(0, size - taken)
+        reaching = select(
+            asked.c.place, WINDOWS.c.first_seq, WINDOWS.c.last_seq, WINDOWS.c.sample_count
+        ).where(
+            WINDOWS.c.vm_id == asked.c.vm_id,
+            WINDOWS.c.boot_epoch == asked.c.boot_epoch,
+            WINDOWS.c.first_seq <= asked.c.last_seq,
+            WINDOWS.c.last_seq >= asked.c.first_seq,
+        )
+        for row in connection.execute(reaching):
+            place: int = row.place
+            _, first_seq, last_seq = intervals[place]
+            holes = row.last_seq - row.first_seq + 1 - row.sample_count
+            inside = min(last_seq, row.last_seq) - max(first_seq, row.first_seq) + 1
+            taken[place] = taken.get(place, 0) + max(0, inside - holes)
+    return [
+        max(0, last_seq - first_seq + 1 - taken[place]) if place in taken else None
+        for place, (_, first_seq, last_seq) in enumerate(intervals)
+    ]
 
 
 GENERATION = "generation"
@@ -230,7 +256,7 @@ def put_batch(
     changes: Changes | None = None,
 ) -> None:
     """Enter a batch with its windows, and note which hours it makes dirty."""
-    values = {
+    row = {
         "batch_id": batch.batch_id,
         "host_id": batch.host_id,
         "content_sha256": batch.content_sha256.hex(),
@@ -240,7 +266,7 @@ def put_batch(
         "samples_accepted": batch.samples_accepted,
         "windows_late": batch.windows_late,
     }
-    connection.execute(BATCHES.insert().values(values))
+    connection.execute(BATCHES.insert().values(row))
     put_windows(connection, batch.batch_id, batch.host_id, accepted, changes or Changes())
     put_refused(connection, refused, batch.batch_id, batch.accepted_at_ns)
 

@@ -203,6 +203,28 @@ async def test_live_samples_reach_the_stream_of_their_tenant(made: Aggregator) -
         await made.batches.report_live(batch_pb.ReportLiveRequest(host_id="hst_b"), CTX)
 
 
+async def test_a_vm_that_is_another_tenant_s_is_not_shown_live(made: Aggregator) -> None:
+    await made.submit([window(range(3), tenant_id="tnt_b")])
+    caller_var.set(Caller(kind="service", subject="billaged"))
+    for seconds in range(2):
+        reports = [
+            batch_pb.LiveVm(
+                vm_id=vm_id,
+                tenant_id="tnt_a",
+                vcpus=1,
+                at_ns=EPOCH_AT_NS + seconds * 10**9,
+                seq=seconds,
+                cpu_ns=seconds,
+            )
+            for vm_id in ("vm_1", "vm_2")
+        ]
+        await made.batches.report_live(
+            batch_pb.ReportLiveRequest(host_id="hst_test", vms=reports), CTX
+        )
+    assert made.live.knows("tnt_a", "vm_2")
+    assert not made.live.knows("tnt_a", "vm_1")
+
+
 @pytest.mark.parametrize("kind", [pb.ExportFormat.CSV, pb.ExportFormat.PARQUET])
 async def test_an_export_is_a_file_of_the_tenant_s_own_rows(
     made: Aggregator, kind: pb.ExportFormat

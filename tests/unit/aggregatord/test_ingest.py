@@ -8,7 +8,7 @@ from ironworks.aggregatord import quarantine_store, store
 from ironworks.aggregatord.ingest import Ingest
 from ironworks.aggregatord.tenants import Tenants
 from ironworks.aggregatord.types import AggregatordSettings, Interval, UsageFilter
-from ironworks.aggregatord.vms import Vms
+from ironworks.aggregatord.vms import Claim, Vms
 from ironworks.gen.ironworks.aggregatord.v1 import batch_pb
 from ironworks.gen.ironworks.aggregatord.v1.batch_pb import QuarantineReason
 from ironworks.gen.ironworks.aggregatord.v1.usage_pb import Meter
@@ -410,3 +410,20 @@ async def test_windows_and_events_must_name_the_same_tenant(made: Aggregator) ->
     outcome = await made.ingest.submit(batch(windows, events=[started]))
     assert [one.window.key.vm_id for one in outcome.accepted] == ["vm_2"]
     assert outcome.refused[0].window.finding.reason is QuarantineReason.IDENTITY
+
+
+async def test_whichever_window_comes_first_a_vm_becomes_its_own_tenant_s(made: Aggregator) -> None:
+    thief = window(range(3), tenant_id="tnt_thief")
+    outcome = await that_asks_for_vms(made).submit(batch([thief, window(range(3, 6))]))
+    assert [one.window.tenant_id for one in outcome.accepted] == ["tnt_a"]
+    assert [one.window.tenant_id for one in outcome.refused] == ["tnt_thief"]
+
+
+async def test_who_is_no_vm_of_the_host_or_another_s_is_a_stranger(made: Aggregator) -> None:
+    await made.submit([window(range(3), vm_id="vm_other", tenant_id="tnt_b")])
+    ingest = that_asks_for_vms(made)
+    mine = Claim("vm_1", "tnt_a")
+    others = {Claim("vm_invented", "tnt_a"), Claim("vm_other", "tnt_a")}
+    assert await ingest.strangers("hst_test", {mine, *others}) == others
+    await made.submit([window(range(3))])
+    assert await ingest.strangers("hst_other", {mine}) == {mine}

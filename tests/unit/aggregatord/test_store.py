@@ -54,14 +54,12 @@ async def test_a_batch_enters_the_ledger_once(made: Aggregator) -> None:
 async def test_numbers_that_no_window_has_are_free(made: Aggregator) -> None:
     await put(made, "bat_1", window([10, 11, 15]))
 
-    async def free(first: int, last: int) -> int | None:
-        return await made.database.read(lambda c: store.free_in(c, KEY, first, last))
-
-    assert await free(16, 20) is None
-    assert await free(0, 9) is None
-    assert await free(12, 14) == 3
-    assert await free(10, 15) == 3
-    assert await free(5, 20) == 13
+    other = VmEpoch("vm_2", 1)
+    asked = [(KEY, 16, 20), (KEY, 0, 9), (KEY, 12, 14), (KEY, 10, 15), (other, 10, 15)]
+    # More than are asked for at once.
+    asked += [(KEY, 5, 20)] * 200
+    free = await made.database.read(lambda c: store.free_in(c, asked))
+    assert free == [None, None, 3, 3, None] + [13] * 200
 
 
 async def test_an_hour_that_became_dirty_again_stays_dirty(made: Aggregator) -> None:
