@@ -11,7 +11,7 @@ from typing import Any
 from ironworks.aggregatord.ingest import Outcome
 from ironworks.aggregatord.service import Core, build
 from ironworks.aggregatord.tables import METADATA
-from ironworks.aggregatord.types import AggregatordSettings
+from ironworks.aggregatord.types import READINGS, AggregatordSettings
 from ironworks.aggregatord.warehouse import Warehouse
 from ironworks.gen.ironworks.aggregatord.v1 import batch_pb
 from ironworks.storage.clickhouse import ChdbEngine, ClickHouseEngine
@@ -20,6 +20,15 @@ from ironworks.testkit.clock import FakeClock
 from ironworks.testkit.metering import EPOCH_AT_NS, batch
 
 LASTING_DAYS = 20_000
+GROWING_METERS = {
+    "cpu_ns": 2,
+    "disk_read_bytes": 5,
+    "disk_write_bytes": 6,
+    "network_receive_bytes": 8,
+    "network_transmit_bytes": 9,
+    "network_internal_bytes": 11,
+}
+"""Counters that only grow, and the meters that they are billed by."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,3 +82,51 @@ async def aggregator(
     finally:
         await engine.close()
         database.close()
+
+
+def _same(found: object, expected: object, of: tuple[object, ...]) -> None:
+    if found != expected:
+        raise AssertionError(of, found, expected)
+
+
+async def conserved(made: Core) -> dict[tuple[str, int], int]:
+    """Growth of the counters, which raw samples and every kind of rollup agree on.
+
+    Raises:
+        AssertionError: they do not.
+    """
+    await made.rollup.catch_up()
+    raw: dict[tuple[str, int], int] = {}
+    for name, meter in GROWING_METERS.items():
+        bit = 1 << READINGS.index(name)
+        seen = f"bitAnd(absent_mask, {bit}) = 0"
+        for vm_id, grown in await made.engine.rows(
+            "SELECT vm_id, sum(toInt128(value) - before) FROM (SELECT vm_id,"  # noqa: S608
+            f" toInt128({name}) AS value, lagInFrame(toInt128({name}), 1, toInt128({name})) OVER"
+            " (PARTITION BY vm_id, boot_epoch ORDER BY seq ROWS BETWEEN UNBOUNDED PRECEDING AND"
+            f" CURRENT ROW) AS before FROM raw_samples FINAL WHERE {seen}) GROUP BY vm_id"
+        ):
+            raw[vm_id, meter] = int(grown)
+    sums = {
+        "windows": " UNION ALL ".join(
+            f"SELECT vm_id, {meter}, sum(toInt128(grown_{name})) FROM windows FINAL GROUP BY vm_id"  # noqa: S608
+            for name, meter in GROWING_METERS.items()
+        )
+    }
+    for table in ("hourly_usage", "daily_usage", "billing_records"):
+        sums[table] = f"SELECT vm_id, meter, sum(quantity) FROM {table} FINAL GROUP BY vm_id, meter"  # noqa: S608
+    for table, query in sums.items():
+        rows = {(row[0], row[1]): int(row[2]) for row in await made.engine.rows(query)}
+        for key, quantity in raw.items():
+            if table != "billing_records" or key in rows:
+                _same(rows.get(key, 0), quantity, (table, key))
+        if table.endswith("_usage"):
+            for vm_id in {vm_id for vm_id, _ in rows}:
+                _same(rows[vm_id, 10] + rows[vm_id, 11], rows[vm_id, 9], (table, vm_id))
+    for vm_id, received, sent in await made.engine.rows(
+        "SELECT vm_id, sum(receive_bytes), sum(transmit_bytes) FROM five_minute_rates FINAL"
+        " GROUP BY vm_id"
+    ):
+        grown = raw.get((vm_id, 8), 0), raw.get((vm_id, 9), 0)
+        _same((received, sent), grown, ("five_minute_rates", vm_id))
+    return raw

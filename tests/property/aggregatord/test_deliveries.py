@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,21 +22,13 @@ from ironworks.aggregatord.types import CUMULATIVE, DAY_NS, READINGS, Interval, 
 from ironworks.gen.ironworks.aggregatord.v1 import batch_pb
 from ironworks.gen.ironworks.billaged.v1.samples_pb import GapReason
 from ironworks.model.units import MIB, NS_PER_SECOND
-from ironworks.testkit.aggregator import Aggregator, aggregator
+from ironworks.testkit.aggregator import Aggregator, aggregator, conserved
 from ironworks.testkit.metering import EPOCH_AT_NS, TICK_NS, window
 
 MIDNIGHT_NS = EPOCH_AT_NS // DAY_NS * DAY_NS
 MINUTE_TICKS = 600
 BATCH_WINDOWS = 250
 MINE = UsageFilter(tenant_id="tnt_a")
-METERS = {
-    "cpu_ns": 2,
-    "disk_read_bytes": 5,
-    "disk_write_bytes": 6,
-    "network_receive_bytes": 8,
-    "network_transmit_bytes": 9,
-    "network_internal_bytes": 11,
-}
 
 
 _T = TypeVar("_T")
@@ -138,44 +129,6 @@ async def rows_of(made: Aggregator) -> list[Any]:
     ]
 
 
-async def conserved(made: Aggregator) -> dict[tuple[str, int], int]:
-    """Growth of the counters, which raw samples and every kind of rollup agree on."""
-    await made.rollup.catch_up()
-    raw: dict[tuple[str, int], int] = {}
-    for name, meter in METERS.items():
-        bit = 1 << READINGS.index(name)
-        seen = f"bitAnd(absent_mask, {bit}) = 0"
-        for vm_id, grown in await made.engine.rows(
-            "SELECT vm_id, sum(toInt128(value) - before) FROM (SELECT vm_id,"  # noqa: S608
-            f" toInt128({name}) AS value, lagInFrame(toInt128({name}), 1, toInt128({name})) OVER"
-            " (PARTITION BY vm_id, boot_epoch ORDER BY seq ROWS BETWEEN UNBOUNDED PRECEDING AND"
-            f" CURRENT ROW) AS before FROM raw_samples FINAL WHERE {seen}) GROUP BY vm_id"
-        ):
-            raw[vm_id, meter] = int(grown)
-    sums = {
-        "windows": " UNION ALL ".join(
-            f"SELECT vm_id, {meter}, sum(toInt128(grown_{name})) FROM windows FINAL GROUP BY vm_id"  # noqa: S608
-            for name, meter in METERS.items()
-        )
-    }
-    for table in ("hourly_usage", "daily_usage", "billing_records"):
-        sums[table] = f"SELECT vm_id, meter, sum(quantity) FROM {table} FINAL GROUP BY vm_id, meter"  # noqa: S608
-    for table, query in sums.items():
-        rows = {(row[0], row[1]): int(row[2]) for row in await made.engine.rows(query)}
-        for key, quantity in raw.items():
-            if table != "billing_records" or key in rows:
-                assert rows.get(key, 0) == quantity, (table, key)
-        if table.endswith("_usage"):
-            for vm_id in {vm_id for vm_id, _ in rows}:
-                assert rows[vm_id, 10] + rows[vm_id, 11] == rows[vm_id, 9]
-    for vm_id, received, sent in await made.engine.rows(
-        "SELECT vm_id, sum(receive_bytes), sum(transmit_bytes) FROM five_minute_rates FINAL"
-        " GROUP BY vm_id"
-    ):
-        assert (received, sent) == (raw.get((vm_id, 8), 0), raw.get((vm_id, 9), 0))
-    return raw
-
-
 async def delivered(
     windows: Sequence[batch_pb.Window], batches: Sequence[Sequence[int]], restarts: int = 0
 ) -> list[Any]:
@@ -218,48 +171,6 @@ def test_however_windows_are_delivered_the_rows_are_the_same(
     batches.append(again)
     restarts = data.draw(st.integers(0, 1))
     assert asyncio.run(delivered(windows, batches, restarts)) == expected
-
-
-@pytest.mark.timeout(7200)
-def test_nothing_is_lost_or_doubled_over_a_month_of_restarts(thorough: bool) -> None:
-    asyncio.run(_lives(parts=60 if thorough else 3, half=720 if thorough else 360))
-
-
-async def _lives(parts: int, half: int) -> None:
-    """Every half day all ends and begins anew; windows come again or late; all sums agree."""
-    chance = Chance(parts)
-    vms = 3
-    made_of = [Vm(f"vm_{number}", chance) for number in range(vms)]
-    held: list[batch_pb.Window] = []
-    sent = 0
-    with tempfile.TemporaryDirectory() as directory:
-        for part in range(parts):
-            async with aggregator(Path(directory)) as made:
-                begun = part * half
-                until_ns = MIDNIGHT_NS + (begun + half) * 60 * NS_PER_SECOND
-                await made.clock.advance((until_ns - EPOCH_AT_NS) / NS_PER_SECOND)
-                fresh = [
-                    vm.minute(minute) for minute in range(begun, begun + half) for vm in made_of
-                ]
-                late = [one for one in fresh if chance.happens(0.01)]
-                ids = {one.window_id for one in late}
-                now = [one for one in fresh if one.window_id not in ids] + held
-                held = late
-                for start in range(0, len(now), BATCH_WINDOWS):
-                    batch = now[start : start + BATCH_WINDOWS]
-                    sent += 1
-                    assert not (await made.submit(batch, f"bat_{sent}")).refused
-                    if chance.happens(0.1):
-                        some = chance.some(batch, 5)
-                        again = await made.submit(some, f"bat_again_{sent}")
-                        assert again.windows_duplicate == len(some)
-                if part % 4 == 3:
-                    await made.rollup.catch_up()
-                if part == parts - 1:
-                    sent += 1
-                    assert not held or not (await made.submit(held, f"bat_{sent}")).refused
-                    raw = await conserved(made)
-                    assert len(raw) == vms * len(METERS) - sum(2 for vm in made_of if vm.mask)
 
 
 assert TICK_NS * MINUTE_TICKS == 60 * NS_PER_SECOND
