@@ -56,6 +56,14 @@ def make_tree(tree: Path, *, programs: tuple[Path, ...] = ()) -> None:
         (tree / name).chmod(0o755)
 
 
+def build_program(source: Path, directory: Path) -> Path:
+    """Compile a file of C into a directory, static, so that it runs in any guest."""
+    program = directory / source.stem
+    flags = ("-static", "-s", "-Os", "-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror")
+    subprocess.run(["musl-gcc", *flags, "-o", program, source], check=True)
+    return program
+
+
 def make_rootfs(
     directory: Path, file_system: str = "squashfs", *, programs: tuple[Path, ...] = ()
 ) -> Path:

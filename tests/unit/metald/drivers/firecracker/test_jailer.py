@@ -22,7 +22,7 @@ def option(argv: list[str], name: str) -> list[str]:
 def test_all_that_isolates_is_asked_for() -> None:
     argv = jailer_argv(SPEC, FILES, BINARIES, cgroup=["--cgroup-version", "2"])
     ours, theirs = argv[: argv.index("--api-sock") - 1], argv[argv.index("--api-sock") :]
-    assert ours[:5] == ["/usr/bin/unshare", "--ipc", "--uts", "--", "/opt/jailer"]
+    assert ours[:6] == ["/usr/bin/unshare", "--ipc", "--uts", "--cgroup", "--", "/opt/jailer"]
     assert option(ours, "--id") == ["vm-1"]
     assert option(ours, "--exec-file") == ["/opt/firecracker-v1"]
     assert option(ours, "--uid") == option(ours, "--gid") == ["1000001"]
