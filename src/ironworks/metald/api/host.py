@@ -83,7 +83,7 @@ class HostHandlers(HostService):
     ) -> AsyncGenerator[pb.WatchHostResponse]:
         """See the proto."""
         changes = self._context.changes
-        changes.enter()
+        changes.enter(None)
         try:
             seen, sent = request.after_generation, b""
             while True:
@@ -99,7 +99,7 @@ class HostHandlers(HostService):
                     sent = content
                     yield pb.WatchHostResponse(host=host)
         finally:
-            changes.leave()
+            changes.leave(None)
 
     async def cordon_host(self, request: pb.CordonHostRequest, _ctx: _Ctx, /) -> pb.Host:
         """See the proto."""

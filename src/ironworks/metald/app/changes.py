@@ -1,7 +1,8 @@
 """What has changed, for those who watch: a bounded memory of events, and the host's generation.
 
 Nothing of it is durable: the store has what is, and a watcher that has missed something begins
-anew. Sequences grow over restarts of metald too, for they begin with the time in microseconds.
+anew. A sequence is the time in microseconds, so sequences grow over restarts of metald too, and
+tell a tenant nothing of how much others do.
 """
 
 import asyncio
@@ -15,6 +16,8 @@ from ironworks.runtime.clock import Clock
 
 KEPT_EVENTS = 4096
 MAX_WATCHERS = 100
+MAX_WATCHERS_OF_ONE = 25
+"""Of one tenant: the others must be able to watch, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,16 +38,26 @@ class Changes:
     def __init__(self, clock: Clock) -> None:
         """Begin with nothing."""
         self._clock = clock
-        self._first = clock.now_ns() // NS_PER_US
+        self._offset_ns = clock.now_ns() - clock.monotonic_ns()
+        self._forgotten = clock.now_ns() // NS_PER_US
         self._events: deque[VmChange] = deque(maxlen=KEPT_EVENTS)
         self._news = asyncio.Event()
-        self._watchers = 0
-        self.last = self._first
-        self.host_generation = self._first
+        self._watchers: list[str | None] = []
+        self.last = self._forgotten
+        self.host_generation = self._forgotten
+
+    @property
+    def now(self) -> int:
+        """A sequence behind all that has happened, and before all that will."""
+        since_start_ns = self._clock.monotonic_ns() + self._offset_ns
+        return max(self.last, since_start_ns // NS_PER_US)
 
     def tell(self, vm: Vm, before: VmState | None) -> None:
         """A VM has changed."""
-        self.last += 1
+        # Behind all that was ever answered as `now`.
+        self.last = self.now + 1
+        if len(self._events) == KEPT_EVENTS:
+            self._forgotten = self._events[0].sequence
         self._events.append(
             VmChange(sequence=self.last, at_ns=self._clock.now_ns(), vm=vm, before=before)
         )
@@ -62,8 +75,7 @@ class Changes:
         Raises:
             FailedPrecondition: not all of them are remembered.
         """
-        oldest = self._events[0].sequence if self._events else self.last + 1
-        if sequence > self.last or sequence < max(self._first, oldest - 1):
+        if not self._forgotten <= sequence <= self.now:
             raise FailedPrecondition(
                 "The changes after this sequence are not all remembered.",
                 hint="Begin anew: watch with after_sequence 0.",
@@ -74,18 +86,23 @@ class Changes:
         """Wait for the next change of anything."""
         await self._news.wait()
 
-    def enter(self) -> None:
-        """One more watcher.
+    def enter(self, tenant_id: str | None) -> None:
+        """One more watcher, of a tenant if it is one.
 
         Raises:
             ResourceExhausted: there are too many.
         """
-        if self._watchers >= MAX_WATCHERS:
+        if len(self._watchers) >= MAX_WATCHERS:
             raise ResourceExhausted(
                 f"{MAX_WATCHERS} callers watch this host already.", hint="End another watch."
             )
-        self._watchers += 1
+        if tenant_id and self._watchers.count(tenant_id) >= MAX_WATCHERS_OF_ONE:
+            raise ResourceExhausted(
+                f"{MAX_WATCHERS_OF_ONE} watches of this tenant are open already.",
+                hint="End another watch.",
+            )
+        self._watchers.append(tenant_id)
 
-    def leave(self) -> None:
+    def leave(self, tenant_id: str | None) -> None:
         """One less."""
-        self._watchers -= 1
+        self._watchers.remove(tenant_id)

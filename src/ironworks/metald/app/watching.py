@@ -22,24 +22,23 @@ async def watch_vms(
     if after_sequence < 0:
         raise InvalidRequest("after_sequence must be at least 0.")
     changes = context.changes
-    changes.enter()
+    changes.enter(wanted.tenant_id)
     try:
         at = after_sequence
         if at == 0:
             # From before the list: what changes while it is read is told after it.
-            at = changes.last
+            at = changes.now
             async for change in _present(context, wanted, at):
                 yield change
         while True:
-            events = changes.since(at)
-            for event in events:
+            for event in changes.since(at):
                 if concerns(event, wanted):
                     yield event
-            at = events[-1].sequence if events else at
-            if changes.last == at:
+                at = event.sequence
+            if changes.last <= at:
                 await changes.wait()
     finally:
-        changes.leave()
+        changes.leave(wanted.tenant_id)
 
 
 async def _present(context: Context, wanted: VmFilter, sequence: int) -> AsyncGenerator[VmChange]:

@@ -6,10 +6,17 @@ from pathlib import Path
 import pytest
 
 from ironworks.metald.app import boot, create, stop
-from ironworks.metald.app.changes import KEPT_EVENTS, MAX_WATCHERS, VmChange
+from ironworks.metald.app.changes import (
+    KEPT_EVENTS,
+    MAX_WATCHERS,
+    MAX_WATCHERS_OF_ONE,
+    Changes,
+    VmChange,
+)
 from ironworks.metald.app.watching import watch_vms
 from ironworks.metald.types import Vm, VmFilter, VmState
 from ironworks.model.errors import FailedPrecondition, InvalidRequest, ResourceExhausted
+from ironworks.testkit.clock import FakeClock
 from ironworks.testkit.metald import OTHER_TENANT, TENANT, World, vm_spec, world
 
 S = VmState
@@ -84,7 +91,7 @@ async def test_a_filter_lets_the_event_through_with_which_a_vm_leaves_it(w: Worl
 async def test_a_sequence_that_is_not_remembered_ends_the_watch(w: World) -> None:
     vm = await created(w)
     at = w.context.changes.last
-    for sequence in (1, at + 1):
+    for sequence in (1, at + 3_600_000_000):
         with pytest.raises(FailedPrecondition, match="Begin anew"):
             await take(w, 1, after=sequence)
     for _ in range(KEPT_EVENTS + 1):
@@ -108,9 +115,36 @@ async def test_sequences_grow_over_a_restart(tmp_path: Path) -> None:
 async def test_watchers_are_bounded_and_leave_when_they_end(w: World) -> None:
     await created(w)
     for _ in range(MAX_WATCHERS):
-        w.context.changes.enter()
-    with pytest.raises(ResourceExhausted):
+        w.context.changes.enter(None)
+    with pytest.raises(ResourceExhausted, match="this host"):
         await take(w, 1)
-    w.context.changes.leave()
+    w.context.changes.leave(None)
     for _ in range(3):
         await take(w, 1)
+
+
+async def test_one_tenant_leaves_room_for_the_others(w: World) -> None:
+    await created(w)
+    await created(w, OTHER_TENANT)
+    for _ in range(MAX_WATCHERS_OF_ONE):
+        w.context.changes.enter(TENANT)
+    with pytest.raises(ResourceExhausted, match="this tenant"):
+        await take(w, 1, VmFilter(tenant_id=TENANT))
+    await take(w, 1, VmFilter(tenant_id=OTHER_TENANT))
+    w.context.changes.leave(TENANT)
+    await take(w, 1, VmFilter(tenant_id=TENANT))
+
+
+async def test_a_sequence_does_not_count_what_others_do(w: World) -> None:
+    """With a clock that stands still only what had to be told apart is counted."""
+    vm, clock = await created(w), FakeClock()
+    changes = Changes(clock)
+    changes.tell(vm, None)
+    first = changes.last
+    await clock.advance(1)
+    for _ in range(5):
+        changes.tell(vm, None)
+    await clock.advance(1)
+    changes.tell(vm, None)
+    assert changes.last - first == 2_000_000
+    assert [event.sequence for event in changes.since(changes.now)] == []
