@@ -1,6 +1,7 @@
 """The loops that converge what is on the machine with what the store says should be."""
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from ironworks.metald import capacity_store, decide, store
 from ironworks.metald.app.context import Context, log
@@ -120,7 +121,7 @@ class LeaseReconciler:
             # The VM runs on with the bytes that are in its jail.
             log.warning("lease_gone", vm_id=vm.vm_id, old=lease.lease_id, error=str(error))
             lease_id = ""
-        renewed = store.with_lease_id(lease, lease_id)
+        renewed = replace(lease, lease_id=lease_id)
         await context.db.write(lambda connection: store.change_lease(connection, vm.vm_id, renewed))
         log.warning("lease_lost", vm_id=vm.vm_id, old=lease.lease_id, new=lease_id)
         return bool(lease_id)

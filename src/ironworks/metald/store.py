@@ -9,7 +9,9 @@ from dataclasses import replace
 from functools import lru_cache
 
 from pydantic import TypeAdapter
-from sqlalchemy import Connection, Row, Select, and_, delete, func, insert, select, tuple_, update
+from sqlalchemy import Connection, Row, Select, bindparam, delete, func, insert, select, update
+from sqlalchemy.sql import tuple_
+from sqlalchemy.sql.expression import BindParameter
 
 from ironworks.metald.decide import COUNTED
 from ironworks.metald.drivers.driver import Evidence, ExitReport
@@ -47,6 +49,11 @@ _TIMES = TypeAdapter(tuple[int, ...])
 _VMM = TypeAdapter(VmmSize)
 _DRAIN = TypeAdapter(Drain)
 _IMAGE = TypeAdapter(ImageDefaults)
+# Made once: to make a statement anew takes SQLAlchemy twice as long as to run it.
+_ID: BindParameter[str] = bindparam("vm_id")
+_VM_BY_ID = select(VMS).where(VMS.c.id == _ID)
+_HISTORY_OF = select(HISTORY).where(HISTORY.c.vm_id == _ID).order_by(HISTORY.c.generation)
+_TIMINGS_OF = select(TIMINGS).where(TIMINGS.c.vm_id == _ID).order_by(TIMINGS.c.started_at_ns)
 _TABLE_ROW = Row[tuple[object, ...]]
 
 
@@ -245,7 +252,7 @@ def read_vm(connection: Connection, vm_id: str, tenant_id: str | None = None) ->
 
 def find_vm(connection: Connection, vm_id: str) -> Vm | None:
     """One VM of any tenant; None if there is none."""
-    row = connection.execute(select(VMS).where(VMS.c.id == vm_id)).one_or_none()
+    row = connection.execute(_VM_BY_ID, {"vm_id": vm_id}).one_or_none()
     return None if row is None else _vm(row)
 
 
@@ -267,16 +274,22 @@ def _filtered(wanted: VmFilter) -> Select[tuple[object, ...]]:
     return statement
 
 
+@lru_cache(maxsize=64)
+def _first_page(wanted: VmFilter, size: int) -> Select[str, int, int]:
+    """The keys of a page and of one more VM."""
+    return (
+        _filtered(wanted)
+        .with_only_columns(VMS.c.id, VMS.c.created_at_ns, VMS.c.generation)
+        .order_by(VMS.c.created_at_ns, VMS.c.id)
+        .limit(size + 1)
+    )
+
+
 def list_vms(
     connection: Connection, wanted: VmFilter, page: PageSpec, known: Container[VmKey] = ()
 ) -> VmPage:
     """A page of VMs, oldest first; whole rows are read of those only that are not `known`."""
-    statement = (
-        _filtered(wanted)
-        .with_only_columns(VMS.c.id, VMS.c.created_at_ns, VMS.c.generation)
-        .order_by(VMS.c.created_at_ns, VMS.c.id)
-        .limit(page.size + 1)
-    )
+    statement = _first_page(wanted, page.size)
     if page.after:
         at_ns, vm_id = page.after
         statement = statement.where(tuple_(VMS.c.created_at_ns, VMS.c.id) > tuple_(at_ns, vm_id))
@@ -358,9 +371,7 @@ def networks(connection: Connection, *, except_vm_id: str = "") -> Sequence[Netw
 
 def history(connection: Connection, vm_id: str) -> Sequence[Transition]:
     """The VM's transitions, oldest first."""
-    rows = connection.execute(
-        select(HISTORY).where(HISTORY.c.vm_id == vm_id).order_by(HISTORY.c.generation)
-    )
+    rows = connection.execute(_HISTORY_OF, {"vm_id": vm_id})
     return [
         Transition(
             before=VmState(row.before) if row.before else None,
@@ -384,7 +395,8 @@ def forget_deleted(connection: Connection, before_ns: int, now_ns: int, limit: i
     old = (
         select(VMS.c.id)
         .where(
-            and_(VMS.c.state == VmState.DELETED.value, VMS.c.state_changed_at_ns < before_ns),
+            VMS.c.state == VmState.DELETED.value,
+            VMS.c.state_changed_at_ns < before_ns,
             VMS.c.slot.is_(None),
             VMS.c.id.not_in(select(LEASES.c.vm_id)),
         )
@@ -418,9 +430,7 @@ def write_timings(connection: Connection, vm_id: str, timings: Sequence[StepTimi
 
 def timings(connection: Connection, vm_id: str) -> Sequence[StepTiming]:
     """How long the steps of a VM took, in order of time."""
-    rows = connection.execute(
-        select(TIMINGS).where(TIMINGS.c.vm_id == vm_id).order_by(TIMINGS.c.started_at_ns)
-    )
+    rows = connection.execute(_TIMINGS_OF, {"vm_id": vm_id})
     return [
         StepTiming(step=row.step, started_at_ns=row.started_at_ns, duration_ns=row.duration_ns)
         for row in rows
@@ -456,11 +466,6 @@ def unleased(connection: Connection) -> frozenset[str]:
     """VMs whose lease was lost and could not be taken anew."""
     rows = connection.execute(select(LEASES.c.vm_id).where(LEASES.c.lease_id == ""))
     return frozenset(str(row.vm_id) for row in rows)
-
-
-def with_lease_id(lease: Lease, lease_id: str) -> Lease:
-    """The same assets under another lease."""
-    return replace(lease, lease_id=lease_id)
 
 
 def drop_lease(connection: Connection, vm_id: str) -> None:

@@ -263,10 +263,10 @@ def test_leases_are_kept_and_dropped(connection: Connection) -> None:
     store.write_lease(connection, vm.vm_id, intended)
     assert store.leases(connection) == [(vm, intended)]
     assert store.unleased(connection) == {vm.vm_id}
-    held = store.with_lease_id(intended, "lse_1")
+    held = replace(intended, lease_id="lse_1")
     store.write_lease(connection, vm.vm_id, held)
     assert store.leases(connection) == [(vm, held)]
-    lost = store.with_lease_id(held, "")
+    lost = replace(held, lease_id="")
     store.change_lease(connection, vm.vm_id, lost)
     assert store.find_lease(connection, vm.vm_id) == lost
     store.change_lease(connection, vm.vm_id, held)
