@@ -294,11 +294,12 @@ class FakeDriver:
 
     async def _connect(self, spec: VmmSpec, process: VmmProcess) -> None:
         deadline_ns = self._clock.monotonic_ns() + int(CONNECT_SECONDS * 1e9)
-        while not (spec.jail_dir / _SOCKET).exists():
+        # It opens its socket while it is still root.
+        while not ((spec.jail_dir / _SOCKET).exists() and _is_of(process.pid, spec.uid)):
             if process.ended or self._clock.monotonic_ns() > deadline_ns:
                 raise DriverError(
                     Step.VMM_CONNECT,
-                    "The fake VMM did not open its control socket.",
+                    "The fake VMM did not come up.",
                     console_tail=tail(spec.jail_dir / _CONSOLE),
                 )
             await self._clock.sleep(_CONNECT_PERIOD_SECONDS)
@@ -327,6 +328,12 @@ class FakeDriver:
         if process is not None:
             await process.kill()
             process.close()
+
+
+def _is_of(pid: int, uid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return f"\nUid:\t{uid}\t" in Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    return False
 
 
 def _prepare(spec: VmmSpec, env: Mapping[str, str]) -> None:
