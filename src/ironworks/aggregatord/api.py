@@ -39,6 +39,7 @@ from ironworks.gen.ironworks.aggregatord.v1.usage_connect import UsageService
 from ironworks.gen.ironworks.billaged.v1 import samples_pb
 from ironworks.gen.ironworks.common.v1 import common_pb
 from ironworks.model.errors import InvalidRequest, NotFound, PermissionDenied
+from ironworks.model.ids import check_id
 from ironworks.model.pages import encode_token, read_page
 from ironworks.runtime.clock import Clock
 from ironworks.runtime.identity import current_caller
@@ -81,6 +82,10 @@ def _interval(asked: pb.Interval | None) -> Interval:
 
 def _filter(asked: pb.UsageFilter | None) -> UsageFilter:
     asked = asked or pb.UsageFilter()
+    for vm_id in asked.vm_ids:
+        check_id(vm_id, "vm", "A VM's id")
+    if asked.deployment_id:
+        check_id(asked.deployment_id, "dep", "deployment_id")
     return UsageFilter(
         tenant_id=tenant_of(asked.tenant_id),
         vm_ids=tuple(asked.vm_ids),
@@ -352,6 +357,8 @@ class UsageHandlers(UsageService):
         del ctx
         chosen = _filter(request.filter)
         meters = request.filter.meters if request.filter else ()
+        if not set(meters) <= set(UNITS):
+            raise InvalidRequest("One of the meters is not counted as it comes.")
         async with aclosing(self._live.subscribe(chosen, meters)) as news:
             async for rows in news:
                 yield pb.StreamUsageResponse(rows=[_row(row) for row in rows])

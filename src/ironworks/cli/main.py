@@ -76,6 +76,8 @@ COMMANDS = (
             help="Make, list and revoke API keys."),
     Command(name="host", target="host:app", group=_OPERATE,
             help="List, show and steer the machines that run VMs."),
+    Command(name="quarantine", target="quarantine:app", group=_OPERATE,
+            help="Usage that cannot be true: list it, release or reject it."),
     Command(name="login", target="login:command", group=_OPERATE,
             help="Remember a platform and an API key for the commands above."),
     # What works on this machine itself, not through the API, follows here.

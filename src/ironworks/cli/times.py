@@ -9,6 +9,8 @@ from ironworks.model.errors import InvalidRequest
 from ironworks.model.units import NS_PER_SECOND
 
 _RELATIVE = re.compile(r"(?P<count>[0-9]{1,6})(?P<unit>[smhd])")
+_END_NS = 292 * 365 * 86400 * NS_PER_SECOND
+"""As nanoseconds in 64 bits, with room for a step beyond."""
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -23,7 +25,7 @@ def parse_time(text: str, now_ns: int) -> int:
     if text == "now":
         return now_ns
     if match := _RELATIVE.fullmatch(text):
-        return now_ns - int(match["count"]) * _SECONDS[match["unit"]] * NS_PER_SECOND
+        return _kept(text, now_ns - int(match["count"]) * _SECONDS[match["unit"]] * NS_PER_SECOND)
     try:
         at = datetime.fromisoformat(text)
     except ValueError:
@@ -33,7 +35,14 @@ def parse_time(text: str, now_ns: int) -> int:
         ) from None
     at = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
     since = at - datetime(1970, 1, 1, tzinfo=UTC)
-    return (since.days * 86400 + since.seconds) * NS_PER_SECOND + since.microseconds * 1000
+    seconds = since.days * 86400 + since.seconds
+    return _kept(text, seconds * NS_PER_SECOND + since.microseconds * 1000)
+
+
+def _kept(text: str, at_ns: int) -> int:
+    if 0 <= at_ns < _END_NS:
+        return at_ns
+    raise InvalidRequest(f"{text!r} is out of range: times go from 1970 to 2261.")
 
 
 def month_start(now_ns: int) -> int:

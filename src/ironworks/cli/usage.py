@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, TypedDict
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
+from cyclopts.validators import mutually_exclusive
 
 from ironworks.cli.demo_story import meter_name, people_quantity
 from ironworks.cli.options import DEFAULTS, Options
@@ -16,7 +17,7 @@ from ironworks.cli.output import when
 from ironworks.cli.tenant import tenant_id_of
 from ironworks.cli.times import interval
 from ironworks.gen.ironworks.aggregatord.v1 import usage_pb
-from ironworks.model.errors import InvalidRequest
+from ironworks.model.errors import InvalidRequest, PermissionDenied
 from ironworks.model.units import NS_PER_DAY, NS_PER_HOUR, NS_PER_SECOND
 from ironworks.runtime.clock import SystemClock
 from ironworks.sdk import AsyncIronworks
@@ -29,7 +30,11 @@ _STEPS_NS = {
     "hour": NS_PER_HOUR,
     "day": NS_PER_DAY,
 }
+_METERS = {one.name.lower().replace("_", "-"): one for one in usage_pb.Meter if one}
 _FORMATS = {".csv": usage_pb.ExportFormat.CSV, ".parquet": usage_pb.ExportFormat.PARQUET}
+
+
+_INSTEAD = Parameter(group=Group("Instead of sums, one of", validator=mutually_exclusive))
 
 
 class _Whose(TypedDict):
@@ -61,9 +66,9 @@ def _whole(asked: tuple[int, int], step_ns: int) -> tuple[int, int]:
 
 def _meters(names: Iterable[str]) -> tuple[usage_pb.Meter, ...]:
     try:
-        return tuple(usage_pb.Meter[name.upper().replace("-", "_")] for name in names)
+        return tuple(_METERS[name.lower()] for name in names)
     except KeyError as error:
-        known = [one.name.lower().replace("_", "-") for one in usage_pb.Meter if one]
+        known = list(_METERS)
         raise InvalidRequest(
             f"There is no meter {error.args[0].lower()}.", hint=f"Meters: {', '.join(known)}."
         ) from None
@@ -79,10 +84,11 @@ async def command(  # noqa: PLR0913 - the options of the command
     deployment: str = "",
     meter: tuple[str, ...] = (),
     tenant: str = "",
-    gaps: bool = False,
-    live: bool = False,
-    export: Path | None = None,
-    recompute: bool = False,
+    gaps: Annotated[bool, _INSTEAD] = False,
+    completeness: Annotated[bool, _INSTEAD] = False,
+    live: Annotated[bool, _INSTEAD] = False,
+    export: Annotated[Path | None, _INSTEAD] = None,
+    recompute: Annotated[bool, _INSTEAD] = False,
     options: Options = DEFAULTS,
 ) -> None:
     """What was used, and how complete that knowledge is.
@@ -95,10 +101,11 @@ async def command(  # noqa: PLR0913 - the options of the command
             and the last end after --to; default: in one piece.
         by_vm: A row for each VM.
         vm: Only this VM; may be given more than once.
-        deployment: Only VMs of this deployment, `dep_…`.
+        deployment: Only VMs of this deployment, by id or name.
         meter: Only this meter, for example network-out-p95; may be given more than once.
         tenant: For operators: id or name of the tenant.
-        gaps: Samples that are missing, and why, instead of what was used.
+        gaps: Samples that are missing, and why.
+        completeness: How many samples of each VM came and why others are missing.
         live: What is used now, as it comes in, until Ctrl-C; times and steps are left out.
         export: Write the rows to this file, .csv or .parquet.
         recompute: For operators: compute hours and days of these days anew from what is kept;
@@ -108,9 +115,7 @@ async def command(  # noqa: PLR0913 - the options of the command
     from_ns, to_ns = _whole(interval(begin, end, SystemClock().now_ns()), _STEPS_NS[piece])
     name = "UNSPECIFIED" if step == "whole" else step.upper().replace("-", "_")
     async with options.client() as client:
-        whose = _Whose(
-            tenant_id=await tenant_id_of(client, tenant), vm_ids=vm, deployment_id=deployment
-        )
+        whose = await _whose(client, tenant, vm, deployment)
         asked = _Asked(
             whose=whose,
             when=_When(from_ns=from_ns, to_ns=to_ns),
@@ -118,16 +123,25 @@ async def command(  # noqa: PLR0913 - the options of the command
             by_vm=by_vm,
             meters=_meters(meter),
         )
-        if recompute:
-            await _recompute(client, asked, options)
-        elif gaps:
-            await _gaps(client, asked, options)
-        elif live:
-            await _live(client, asked, options)
-        elif export is not None:
+        views = (
+            (recompute, _recompute),
+            (gaps, _gaps),
+            (completeness, _completeness),
+            (live, _live),
+        )
+        if export is not None:
             await _export(client, asked, export, options)
         else:
-            await _show(client, asked, options)
+            await next((view for wanted, view in views if wanted), _show)(client, asked, options)
+
+
+async def _whose(
+    client: AsyncIronworks, tenant: str, vm_ids: tuple[str, ...], deployment: str
+) -> _Whose:
+    if deployment and not deployment.startswith("dep_"):
+        deployment = (await client.deployments.get(deployment)).deployment_id
+    tenant_id = await tenant_id_of(client, tenant)
+    return _Whose(tenant_id=tenant_id, vm_ids=vm_ids, deployment_id=deployment)
 
 
 async def _recompute(client: AsyncIronworks, asked: _Asked, options: Options) -> None:
@@ -143,12 +157,55 @@ async def _show(client: AsyncIronworks, asked: _Asked, options: Options) -> None
     answer = await client.usage.get(
         **asked.whose, **asked.when, step=asked.step, by_vm=asked.by_vm, meters=asked.meters
     )
+    if not answer.rows:
+        await _exist(client, asked.whose)
     out = options.output()
     if options.json:
         out.line(answer)
         return
     out.table(("FROM", "VM", "METER", "QUANTITY"), [_cells(row) for row in answer.rows])
     out.say(completeness_sentence(answer.completeness or usage_pb.Completeness()))
+
+
+async def _exist(client: AsyncIronworks, whose: _Whose) -> None:
+    """Nothing was used by what there is not: that is said, unless the caller may not know."""
+    with suppress(PermissionDenied):
+        for vm_id in whose["vm_ids"]:
+            await client.vms.get(vm_id)
+        if whose["deployment_id"]:
+            await client.deployments.get(whose["deployment_id"])
+
+
+async def _completeness(client: AsyncIronworks, asked: _Asked, options: Options) -> None:
+    answer = await client.usage.completeness(**asked.whose, **asked.when)
+    if not answer.vms:
+        await _exist(client, asked.whose)
+    out = options.output()
+    if options.json:
+        out.line(answer)
+        return
+    out.table(
+        (
+            "VM",
+            "EXPECTED",
+            "RECEIVED",
+            "MISSING",
+            "WHY",
+            "QUARANTINED",
+            "PARTIAL",
+            "COMPLETE UNTIL",
+        ),
+        [_complete(one) for one in answer.vms],
+    )
+    out.say(completeness_sentence(answer.total or usage_pb.Completeness()))
+
+
+def _complete(vm: usage_pb.VmCompleteness) -> tuple[str, ...]:
+    of = vm.completeness or usage_pb.Completeness()
+    counts = (of.expected, of.received, of.missing)
+    why = ", ".join(f"{one.reason.name.lower().replace('_', ' ')} {one.samples}" for one in vm.gaps)
+    more = (why or "-", str(of.quarantined), str(of.partial), when(vm.watermark_ns))
+    return (vm.vm_id, *map(str, counts), *more)
 
 
 def _cells(row: usage_pb.UsageRow) -> tuple[str, str, str, str]:
@@ -177,11 +234,14 @@ async def _gaps(client: AsyncIronworks, asked: _Asked, options: Options) -> None
         token = answer.page.next_page_token if answer.page else ""
         if not token:
             break
+    if not rows:
+        await _exist(client, asked.whose)
     if not options.json:
         out.table(("FROM", "VM", "SAMPLES", "WHY"), rows)
 
 
 async def _live(client: AsyncIronworks, asked: _Asked, options: Options) -> None:
+    await _exist(client, asked.whose)
     out = options.output()
     async with aclosing(client.usage.watch(**asked.whose, meters=asked.meters)) as rows:
         async for row in rows:

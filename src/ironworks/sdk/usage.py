@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
-from ironworks.gen.ironworks.aggregatord.v1 import usage_pb
+from ironworks.gen.ironworks.aggregatord.v1 import batch_pb, usage_pb
+from ironworks.gen.ironworks.aggregatord.v1.batch_connect import BatchServiceClient
 from ironworks.gen.ironworks.aggregatord.v1.usage_connect import UsageServiceClient
 from ironworks.gen.ironworks.common.v1 import common_pb
-from ironworks.sdk.resource import Resource
+from ironworks.sdk.resource import DEFAULT_LIMIT, Page, Resource, walk
 
 
 def _chosen(
@@ -119,6 +120,52 @@ class Usage(Resource):
         )
         return await self._connection.call(
             UsageServiceClient, UsageServiceClient.recompute_usage, request
+        )
+
+    async def quarantined(
+        self,
+        *,
+        tenant_id: str = "",
+        vm_id: str = "",
+        state: batch_pb.QuarantineState = batch_pb.QuarantineState.UNSPECIFIED,
+        limit: int = DEFAULT_LIMIT,
+        page_token: str = "",
+    ) -> Page[batch_pb.QuarantinedWindow]:
+        """Windows that failed validation, newest first; for operators."""
+
+        async def ask(page: common_pb.PageRequest) -> batch_pb.ListQuarantinedWindowsResponse:
+            return await self._connection.call(
+                BatchServiceClient,
+                BatchServiceClient.list_quarantined_windows,
+                batch_pb.ListQuarantinedWindowsRequest(
+                    tenant_id=tenant_id, vm_id=vm_id, state=state, page=page
+                ),
+            )
+
+        return await walk(ask, lambda answer: answer.windows, limit=limit, page_token=page_token)
+
+    async def resolve(
+        self,
+        window_id: str,
+        state: batch_pb.QuarantineState,
+        *,
+        note: str,
+        content_sha256: bytes = b"",
+        idempotency_key: str = "",
+    ) -> batch_pb.QuarantinedWindow:
+        """Release (store and bill) or reject a window in quarantine; for operators.
+
+        `content_sha256` says which one is meant where several have the id.
+        """
+        request = batch_pb.ResolveQuarantinedWindowRequest(
+            window_id=window_id,
+            content_sha256=content_sha256,
+            state=state,
+            note=note,
+            idempotency_key=idempotency_key,
+        )
+        return await self._connection.call(
+            BatchServiceClient, BatchServiceClient.resolve_quarantined_window, request
         )
 
     async def watch(

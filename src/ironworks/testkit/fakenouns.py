@@ -10,7 +10,11 @@ from typing import Any, Protocol
 
 from protobuf import Message
 
-from ironworks.gen.ironworks.aggregatord.v1 import invoice_pb, usage_pb
+from ironworks.gen.ironworks.aggregatord.v1 import batch_pb, invoice_pb, usage_pb
+from ironworks.gen.ironworks.aggregatord.v1.batch_connect import (
+    BatchService,
+    BatchServiceASGIApplication,
+)
 from ironworks.gen.ironworks.aggregatord.v1.invoice_connect import (
     InvoiceService,
     InvoiceServiceASGIApplication,
@@ -394,7 +398,37 @@ class _Usage(_Handlers, UsageService):
         self, request: usage_pb.GetCompletenessRequest, ctx: Any
     ) -> usage_pb.GetCompletenessResponse:
         self._api.ask("GetCompleteness", request)
-        return usage_pb.GetCompletenessResponse(total=_COMPLETENESS)
+        gap = usage_pb.GapCount(reason=samples_pb.GapReason.AGENT_DOWN, samples=10)
+        vm = usage_pb.VmCompleteness(vm_id="vm_a", completeness=_COMPLETENESS, gaps=[gap])
+        return usage_pb.GetCompletenessResponse(total=_COMPLETENESS, vms=[vm])
+
+
+class _Batches(_Handlers, BatchService):
+    async def list_quarantined_windows(
+        self, request: batch_pb.ListQuarantinedWindowsRequest, ctx: Any
+    ) -> batch_pb.ListQuarantinedWindowsResponse:
+        self._api.ask("ListQuarantinedWindows", request)
+        windows = [
+            batch_pb.QuarantinedWindow(
+                window_id="win_a",
+                vm_id="vm_a",
+                tenant_id="tnt_a",
+                reason=batch_pb.QuarantineReason.CLOCK,
+                detail="The window lies in the future.",
+                state=batch_pb.QuarantineState.OPEN,
+                content_sha256=bytes([number] * 32),
+            )
+            for number in (1, 2)
+        ]
+        return batch_pb.ListQuarantinedWindowsResponse(windows=windows)
+
+    async def resolve_quarantined_window(
+        self, request: batch_pb.ResolveQuarantinedWindowRequest, ctx: Any
+    ) -> batch_pb.QuarantinedWindow:
+        self._api.ask("ResolveQuarantinedWindow", request)
+        return batch_pb.QuarantinedWindow(
+            window_id=request.window_id, state=request.state, note=request.note
+        )
 
 
 class _Invoices(_Handlers, InvoiceService):
@@ -446,6 +480,7 @@ NOUNS = (
     (BuildServiceASGIApplication, _Builds),
     (AssetServiceASGIApplication, _Assets),
     (UsageServiceASGIApplication, _Usage),
+    (BatchServiceASGIApplication, _Batches),
     (InvoiceServiceASGIApplication, _Invoices),
 )
 """ASGI application of each service and its handlers."""

@@ -258,3 +258,17 @@ async def test_adjustments_come_in_pages(made: Aggregator) -> None:
             break
     assert seen == sorted(set(seen))
     assert len(seen) == len(UNITS)
+
+
+@pytest.mark.parametrize(
+    "nonsense", [pb.UsageFilter(vm_ids=["vm_x"]), pb.UsageFilter(deployment_id="web")]
+)
+async def test_what_is_no_id_is_refused(made: Aggregator, nonsense: pb.UsageFilter) -> None:
+    served = api.UsageHandlers(made.usage, made.live)
+    with pytest.raises(InvalidRequest, match="is not an id"):
+        await served.get_usage(pb.GetUsageRequest(filter=nonsense, interval=DAY), CTX)
+    with pytest.raises(InvalidRequest, match="is not an id"):
+        await anext(served.stream_usage(pb.StreamUsageRequest(filter=nonsense), CTX))
+    burst = pb.UsageFilter(meters=[pb.Meter.NETWORK_OUT_P95])
+    with pytest.raises(InvalidRequest, match="as it comes"):
+        await anext(served.stream_usage(pb.StreamUsageRequest(filter=burst), CTX))

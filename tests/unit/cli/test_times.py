@@ -37,6 +37,12 @@ def test_what_is_no_time(text: str) -> None:
         parse_time(text, NOW_NS)
 
 
+@pytest.mark.parametrize("text", ["3000-01-01", "0001-01-01", "1969-12-31", "999999d"])
+def test_a_time_that_no_number_on_the_wire_can_say(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="out of range"):
+        parse_time(text, NOW_NS)
+
+
 def test_the_month_begins_at_its_first_instant() -> None:
     assert month_start(NOW_NS) == parse_time("2026-11-01", NOW_NS)
     assert interval("", "now", NOW_NS) == (month_start(NOW_NS), NOW_NS)

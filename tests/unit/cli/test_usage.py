@@ -97,3 +97,25 @@ async def test_operators_have_days_computed_anew(iron: Iron) -> None:
     assert request.interval is not None
     assert request.interval.from_ns % NS_PER_DAY == request.interval.to_ns % NS_PER_DAY == 0
     assert request.tenant_id == ""
+
+
+async def test_completeness_of_each_vm(iron: Iron) -> None:
+    done = await iron("usage", "--completeness", "--from", "1d")
+    assert "agent down 10" in done.out
+    assert "590 of 600 received" in done.err
+    assert (await iron("usage", "--completeness", "--json")).json["vms"][0]["vm_id"] == "vm_a"
+
+
+async def test_one_thing_instead_of_sums_at_a_time(iron: Iron) -> None:
+    done = await iron("usage", "--live", "--export", "usage.csv", status=2)
+    assert "--live" in done.err
+    assert "--export" in done.err
+    await iron("usage", "--gaps", "--live", status=2)
+    assert "StreamUsage" not in iron.api.asked
+
+
+async def test_of_what_there_is_not_nothing_is_shown_as_it_comes(iron: Iron) -> None:
+    done = await iron("usage", "--live", "--vm", "vm_nobody", status=66)
+    assert "vm_nobody" in done.err
+    await iron("usage", "--deployment", "nothing", status=66)
+    assert "StreamUsage" not in iron.api.asked

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ironworks.gen.ironworks.aggregatord.v1 import usage_pb
+from ironworks.gen.ironworks.aggregatord.v1 import batch_pb, usage_pb
 from ironworks.sdk import AsyncIronworks
 from ironworks.testkit.fakeapi import FakeApi
 
@@ -53,3 +53,16 @@ async def test_a_file_comes_in_chunks(api: FakeApi, client: AsyncIronworks) -> N
     request = api.asked["ExportUsage"][-1]
     assert isinstance(request, usage_pb.ExportUsageRequest)
     assert request.format is usage_pb.ExportFormat.CSV
+
+
+async def test_the_quarantine_is_read_and_decided_about(
+    api: FakeApi, client: AsyncIronworks
+) -> None:
+    found = await client.usage.quarantined(vm_id="vm_a")
+    assert [one.window_id for one in found] == ["win_a", "win_a"]
+    rejected = batch_pb.QuarantineState.REJECTED
+    done = await client.usage.resolve("win_a", rejected, note="no")
+    assert (done.state, done.note) == (rejected, "no")
+    request = api.asked["ResolveQuarantinedWindow"][-1]
+    assert isinstance(request, batch_pb.ResolveQuarantinedWindowRequest)
+    assert request.idempotency_key

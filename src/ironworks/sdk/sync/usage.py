@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 
-from ironworks.gen.ironworks.aggregatord.v1 import usage_pb
+from ironworks.gen.ironworks.aggregatord.v1 import batch_pb, usage_pb
 from ironworks.sdk import usage
 from ironworks.sdk.portal import Portal
+from ironworks.sdk.resource import DEFAULT_LIMIT, Page
 
 
 class Usage:
@@ -122,6 +123,45 @@ class Usage:
         return self._portal.run(
             self._inner.recompute(
                 from_ns=from_ns, to_ns=to_ns, tenant_id=tenant_id, idempotency_key=idempotency_key
+            )
+        )
+
+    def quarantined(
+        self,
+        *,
+        tenant_id: str = "",
+        vm_id: str = "",
+        state: batch_pb.QuarantineState = batch_pb.QuarantineState.UNSPECIFIED,
+        limit: int = DEFAULT_LIMIT,
+        page_token: str = "",
+    ) -> Page[batch_pb.QuarantinedWindow]:
+        """Windows that failed validation, newest first; for operators."""
+        return self._portal.run(
+            self._inner.quarantined(
+                tenant_id=tenant_id, vm_id=vm_id, state=state, limit=limit, page_token=page_token
+            )
+        )
+
+    def resolve(
+        self,
+        window_id: str,
+        state: batch_pb.QuarantineState,
+        *,
+        note: str,
+        content_sha256: bytes = b"",
+        idempotency_key: str = "",
+    ) -> batch_pb.QuarantinedWindow:
+        """Release (store and bill) or reject a window in quarantine; for operators.
+
+        `content_sha256` says which one is meant where several have the id.
+        """
+        return self._portal.run(
+            self._inner.resolve(
+                window_id,
+                state,
+                note=note,
+                content_sha256=content_sha256,
+                idempotency_key=idempotency_key,
             )
         )
 
