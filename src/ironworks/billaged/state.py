@@ -31,6 +31,9 @@ from ironworks.model.errors import InvalidRequest
 
 KNOWN_EVENTS = 4_096
 MAX_LOSSES = 10_000
+STALE_TICKS = 6_000
+"""Ten minutes. A VM that ended while metald was down is told of by nobody: one that the next metald
+has not attached for so long is forgotten."""
 UNREADABLE = int(samples_pb.GapReason.UNREADABLE)
 _PAUSED = samples_pb.LifecycleEventType.PAUSED
 _RESUMED = samples_pb.LifecycleEventType.RESUMED
@@ -313,7 +316,10 @@ class MeterState:
                 del self.open_minutes[minute]
         attached = set(self.slots.values())
         for key, record in list(self.vms.items()):
-            if record.ended and key not in attached and not self.rings.open_times(record.row):
+            over = record.ended or (
+                record.run_id != self.run_id and record.last_seq < self.newest_seq - STALE_TICKS
+            )
+            if over and key not in attached and not self.rings.open_times(record.row):
                 self.rings.release(record.row)
                 del self.vms[key]
         lowest = min((record.covered_seq for record in self.vms.values()), default=self.newest_seq)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ironworks.billaged.state import MeterState
+from ironworks.billaged.state import STALE_TICKS, MeterState
 from ironworks.billaged.types import VmKey
 from ironworks.gen.ironworks.billaged.v1 import samples_pb
 from ironworks.gen.ironworks.billaged.v1.samples_pb import (
@@ -54,6 +54,22 @@ def test_a_new_run_begins_its_ordinals_anew_and_what_it_missed_is_declared() -> 
     [loss] = state.vms[ONE].losses
     assert (loss.first_seq, loss.last_seq, loss.reason) == (1, 49, GapReason.AGENT_DOWN)
     assert told(state) == [("vm_1", LifecycleEventType.STARTED)], "it ran all the time"
+
+
+def test_a_vm_that_ended_while_metald_was_down_is_forgotten_in_the_end() -> None:
+    state = running()
+    windows = [
+        {"vm_id": vm_id, "boot_epoch": 1, "runs": [[0, 1]], "unreadable": [], "covered_seq": 1}
+        for vm_id in ("vm_1", "vm_2")
+    ]
+    other = attachment(1, "vm_2", 1)
+    state.apply_hello(hello([other], run_id="run2"))
+    state.apply_tick(1, tick(1, [1], attached=[other]), segment=1)
+    state.apply_sealed({"windows": windows, "events": []})
+    assert ONE in state.vms, "the next metald may be about to find it"
+    state.apply_tick(2, tick(STALE_TICKS + 1, [1]), segment=1)
+    state.apply_sealed({"windows": [], "events": []})
+    assert set(state.vms) == {VmKey("vm_2", 1)}
 
 
 def test_the_same_run_that_comes_again_keeps_its_place() -> None:
