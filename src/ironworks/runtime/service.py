@@ -7,8 +7,10 @@ that builds everything, yields `Parts`, and tears down what it built. `main` doe
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
+import os
 import signal
 import socket
 import sys
@@ -250,6 +252,7 @@ async def run_service(
 
 def main(name: str, kind: type[_S], compose: Compose[_S]) -> None:
     """Entry point of a service's `__main__`; exits with the error's status if it cannot start."""
+    status = 0
     try:
         settings = load(kind)
         log.configure(name, settings.log_level)
@@ -259,4 +262,10 @@ def main(name: str, kind: type[_S], compose: Compose[_S]) -> None:
     except IronError as error:
         _log.error("cannot_start", error=str(error), **log.private(error))
         sys.stderr.write(f"{name}: {error}\n")
-        sys.exit(error.exit_status)
+        status = error.exit_status
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    # Not sys.exit: threads of the HTTP client and of ClickHouse may outlive the interpreter by a
+    # moment and abort the process on its way out, when everything has been closed.
+    os._exit(status)

@@ -155,11 +155,19 @@ class Attacker:
     async def sh(self, script: str) -> str:
         """What a script that root runs in the guest has to say."""
         async with asyncio.timeout(SHELL_SECONDS):
-            reader, writer = await asyncio.open_connection(self.address, SHELL_PORT)
+            reader, writer = await self._opened()
             writer.write(script.encode() + b"\nexit\n")
             said = await reader.read()
             writer.close()
         return said.decode(errors="replace")
+
+    async def _opened(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        while True:
+            try:
+                return await asyncio.open_connection(self.address, SHELL_PORT)
+            except ConnectionRefusedError:
+                # Ready is who was started; a moment later it listens.
+                await asyncio.sleep(0.05)
 
     async def connects(self, *targets: tuple[str, int]) -> set[str]:
         """Whom of these the guest reaches, all tried at once."""
