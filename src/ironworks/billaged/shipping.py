@@ -13,6 +13,7 @@ from ironworks.billaged.outbox import Outbox
 from ironworks.gen.ironworks.aggregatord.v1 import batch_pb
 from ironworks.model.errors import AlreadyExists, DataLoss, IronError
 from ironworks.runtime.clock import Clock
+from ironworks.runtime.log import private
 from ironworks.runtime.resilience import Breaker, BreakerState, call
 
 _log = structlog.stdlib.get_logger()
@@ -72,7 +73,7 @@ class Shipper:
                 try:
                     await self._ship_one(batch_id)
                 except DataLoss as error:
-                    _log.error("batch_damaged", error=error.message, **error.context)
+                    _log.error("batch_damaged", error=error.message, **private(error))
                 except IronError as error:
                     self.counts.failures += 1
                     self.counts.last_error = error.message

@@ -1,12 +1,11 @@
 """The loops that keep networks ready, and as the store has them."""
 
 from ironworks.metald import decide, store
-from ironworks.metald.app.context import Context, log
+from ironworks.metald.app.context import Context, tried
 from ironworks.metald.app.drift import check_network
 from ironworks.metald.app.network import free_slot
 from ironworks.metald.network.naming import USABLE_SLOTS
-from ironworks.metald.types import Vm
-from ironworks.model.errors import IronError, ResourceExhausted
+from ironworks.model.errors import ResourceExhausted
 from ironworks.runtime.reconcile import Reconciler, Report
 
 POOL_PERIOD_SECONDS = 0.5
@@ -75,11 +74,8 @@ class PoolReconciler:
         return True
 
     async def _prepare(self, slot: int) -> bool:
-        try:
-            return await self._context.network.prepare(slot, self._context.uid_of(slot))
-        except IronError as error:
-            log.warning("slot_not_prepared", slot=slot, error=str(error), **error.context)
-            return False
+        work = self._context.network.prepare(slot, self._context.uid_of(slot))
+        return await tried("slot_not_prepared", work, slot=slot)
 
 
 class NetworkReconciler:
@@ -99,17 +95,10 @@ class NetworkReconciler:
         mended = 0
         for vm in ordered if fabric else ordered[:MENDED_A_PASS]:
             self._checked_to = vm.vm_id
-            mended += await self._mend(vm)
+            if vm.vm_id in context.handles:
+                work = check_network(context, vm.vm_id)
+                mended += await tried("network_not_mended", work, vm_id=vm.vm_id)
         return Report(counts={"vms": len(vms), "mended": mended, "fabric": int(fabric)})
-
-    async def _mend(self, vm: Vm) -> bool:
-        if vm.vm_id not in self._context.handles:
-            return False
-        try:
-            return await check_network(self._context, vm.vm_id)
-        except IronError as error:
-            log.warning("network_not_mended", vm_id=vm.vm_id, error=str(error), **error.context)
-            return False
 
 
 def network_reconcilers(context: Context) -> tuple[Reconciler, ...]:

@@ -1,17 +1,16 @@
 """The loops that converge what is on the machine with what the store says should be."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from dataclasses import replace
 
 from ironworks.metald import capacity_store, decide, store
-from ironworks.metald.app.context import Context, log
+from ironworks.metald.app.context import Context, log, tried
 from ironworks.metald.app.drift import look, mend
 from ironworks.metald.app.host import MAX_DRAIN_SECONDS, drain_pass
 from ironworks.metald.app.recover import converge
 from ironworks.metald.app.restart import start_due
-from ironworks.metald.drivers.driver import DriverError
 from ironworks.metald.types import Lease, Vm, VmState
-from ironworks.model.errors import FailedPrecondition, IronError, NotFound
+from ironworks.model.errors import FailedPrecondition, NotFound
 from ironworks.model.units import NS_PER_SECOND
 from ironworks.runtime.reconcile import Reconciler, Report
 
@@ -46,8 +45,7 @@ class VmReconciler:
                 continue
             if vm.restart_at_ns:
                 continue
-            if await _tried(vm.vm_id, lambda vm=vm: converge(context, vm.vm_id)):
-                changed += 1
+            changed += await _tried(vm.vm_id, converge(context, vm.vm_id))
         drifted = await self._note_drift([vm for vm in vms if vm.vm_id in context.handles])
         return Report(counts={"vms": len(vms), "changed": changed, "drifted": drifted})
 
@@ -61,10 +59,8 @@ class VmReconciler:
             self._checked_to = seen.vm_id
             if seen.slot is None or context.operations.busy(seen.vm_id):
                 continue
-            lost = seen.vm_id in unleased
-            drifted += await _tried(
-                seen.vm_id, lambda seen=seen, lost=lost: self._compare(seen, lost_lease=lost)
-            )
+            work = self._compare(seen, lost_lease=seen.vm_id in unleased)
+            drifted += await _tried(seen.vm_id, work)
         return drifted
 
     async def _compare(self, seen: Vm, *, lost_lease: bool) -> bool:
@@ -78,14 +74,9 @@ def _stuck(vm: Vm) -> bool:
     return vm.state in {VmState.BOOTING, VmState.STOPPING}
 
 
-async def _tried(vm_id: str, work: Callable[[], Awaitable[bool]]) -> bool:
-    try:
-        return await work()
-    except (IronError, DriverError, OSError) as error:
-        # The others have their turn all the same.
-        private = error.context if isinstance(error, IronError) else {}
-        log.warning("reconcile_failed", vm_id=vm_id, error=str(error), **private)
-        return False
+async def _tried(vm_id: str, work: Awaitable[bool]) -> bool:
+    # The others have their turn all the same.
+    return await tried("reconcile_failed", work, vm_id=vm_id)
 
 
 class LeaseReconciler:
@@ -106,9 +97,7 @@ class LeaseReconciler:
             lost = lease.lease_id in lost_ids or not lease.lease_id
             if not lost or vm.state not in decide.HAS_VMM or context.operations.busy(vm.vm_id):
                 continue
-            counts["taken_anew"] += await _tried(
-                vm.vm_id, lambda vm=vm, lease=lease: self._take_anew(vm, lease)
-            )
+            counts["taken_anew"] += await _tried(vm.vm_id, self._take_anew(vm, lease))
         return Report(counts=counts)
 
     async def _take_anew(self, vm: Vm, lease: Lease) -> bool:
@@ -171,7 +160,7 @@ class LeftoverReconciler:
         slots = await context.network.present()
         unclean = await context.db.read(store.ended_but_not_clean)
         for vm in unclean:
-            await _tried(vm.vm_id, lambda vm=vm: converge(context, vm.vm_id))
+            await _tried(vm.vm_id, converge(context, vm.vm_id))
         known = await context.db.read(store.vms_with_parts)
         ghosts = [
             vm_id
@@ -180,11 +169,9 @@ class LeftoverReconciler:
         ]
         removed = networks = 0
         for vm_id in ghosts:
-            removed += await _tried(
-                vm_id, lambda vm_id=vm_id: self._remove(vm_id, in_jail=vm_id in jails)
-            )
+            removed += await _tried(vm_id, self._remove(vm_id, in_jail=vm_id in jails))
         for slot in slots:
-            networks += await _tried(f"slot {slot}", lambda slot=slot: self._remove_slot(slot))
+            networks += await tried("reconcile_failed", self._remove_slot(slot), slot=slot)
         return Report(counts={"vms": removed, "networks": networks, "unclean": len(unclean)})
 
     async def _remove(self, vm_id: str, *, in_jail: bool) -> bool:

@@ -6,6 +6,7 @@ import pytest
 from ironworks.metald import store
 from ironworks.metald.app import boot, create, stop
 from ironworks.metald.cgroup.groups import GroupLimits
+from ironworks.metald.drivers.driver import DriverError
 from ironworks.metald.reconcilers import (
     LeaseReconciler,
     LeftoverReconciler,
@@ -15,7 +16,7 @@ from ironworks.metald.reconcilers import (
 )
 from ironworks.metald.steps import Step
 from ironworks.metald.types import Vm, VmState
-from ironworks.model.errors import Unavailable
+from ironworks.model.errors import Internal, Unavailable
 from ironworks.model.ids import derived_id
 from ironworks.testkit.clock import FakeClock
 from ironworks.testkit.metald import TENANT, World, vm_spec, world
@@ -88,8 +89,17 @@ async def test_leftovers_without_a_vm_go_and_what_belongs_to_one_stays(w: World)
     assert not w.context.reaping_slots
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(16, "busy"),
+        DriverError(Step.JAIL_REMOVE, "It hangs.", detail="in the kernel"),
+        # What is private must not collide with what the line of the log says itself.
+        Internal("A process does not end.", context={"error": "EBUSY", "vm_id": "", "event": ""}),
+    ],
+)
 async def test_a_leftover_that_cannot_go_keeps_none_of_the_others(
-    w: World, monkeypatch: pytest.MonkeyPatch
+    w: World, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     ghosts = sorted(derived_id("vm", str(number)) for number in range(3))
     for ghost in ghosts:
@@ -98,7 +108,7 @@ async def test_a_leftover_that_cannot_go_keeps_none_of_the_others(
 
     async def stuck(vm_id: str) -> None:
         if vm_id == ghosts[0]:
-            raise OSError(16, "busy")
+            raise error
         await remove(vm_id)
 
     monkeypatch.setattr(w.context.jails, "remove", stuck)

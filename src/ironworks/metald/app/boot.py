@@ -10,7 +10,7 @@ from typing import Any
 from ironworks.metald import decide
 from ironworks.metald.app import health
 from ironworks.metald.app.cleanup import fail, reason_of
-from ironworks.metald.app.context import Context, Once, log
+from ironworks.metald.app.context import Context, Once, warn
 from ironworks.metald.app.operations import Operation, outcome_of
 from ironworks.metald.drivers.driver import (
     Accel,
@@ -141,7 +141,7 @@ async def boot_on(context: Context, vm: Vm, handle: Handle, operation: Operation
     try:
         await _boot(context, vm, handle, operation, default_timeout(context, vm))
     except IronError as error:
-        log.warning("boot_failed", vm_id=vm.vm_id, error=str(error), **error.context)
+        warn("boot_failed", error, vm_id=vm.vm_id)
 
 
 async def run_guest(

@@ -10,7 +10,7 @@ from typing import Final
 
 from ironworks.metald import store
 from ironworks.metald.app import health
-from ironworks.metald.app.context import Context, log
+from ironworks.metald.app.context import EXPECTED, Context, log, warn
 from ironworks.metald.drivers.driver import DriverError, ExitReport
 from ironworks.metald.steps import Step
 from ironworks.metald.types import Vm, VmState
@@ -66,9 +66,8 @@ async def _try(context: Context, vm: Vm, step: Step, undo: _Undo) -> bool:
     try:
         await context.steps.reach(step, vm.vm_id)
         await undo(context, vm)
-    except (IronError, DriverError, OSError) as error:
-        private = error.context if isinstance(error, IronError) else {}
-        log.warning("cleanup_failed", vm_id=vm.vm_id, step=step, error=repr(error), **private)
+    except EXPECTED as error:
+        warn("cleanup_failed", error, vm_id=vm.vm_id, step=step)
         return False
     return True
 

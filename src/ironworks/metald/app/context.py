@@ -1,6 +1,6 @@
 """What the use cases of metald work with, and the few things that all of them do."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -14,6 +14,7 @@ from ironworks.metald.assets.lessor import Lessor
 from ironworks.metald.cgroup.groups import Groups
 from ironworks.metald.drivers.driver import (
     Driver,
+    DriverError,
     DriverKind,
     Evidence,
     ExitReport,
@@ -26,13 +27,35 @@ from ironworks.metald.sampling import Sampler
 from ironworks.metald.settings import MetaldSettings
 from ironworks.metald.tables import IDEMPOTENCY
 from ironworks.metald.types import Host, Limits, Resources, Transition, Vm, VmState
-from ironworks.model.errors import Internal
+from ironworks.model.errors import Internal, IronError
 from ironworks.runtime.clock import Clock, Entropy
+from ironworks.runtime.log import private
 from ironworks.runtime.tasks import Tasks
 from ironworks.storage import idempotency
 from ironworks.storage.sql import Database
 
 log = structlog.stdlib.get_logger()
+EXPECTED = (IronError, DriverError, OSError)
+"""What a machine, a VMM or another service may do to us; all else is a fault of ours."""
+
+
+def warn(event: str, error: Exception, **fields: object) -> None:
+    """A line of the log about an expected error, with what it has for the log only."""
+    hidden = dict[str, object]()
+    if isinstance(error, IronError):
+        hidden = private(error)
+    elif isinstance(error, DriverError) and error.detail:
+        hidden = {"detail": error.detail}
+    log.warning(event, error=str(error), **fields, **hidden)
+
+
+async def tried(event: str, work: Awaitable[bool], **fields: object) -> bool:
+    """What `work` answers; False, and a line of the log, if it fails as can be expected."""
+    try:
+        return await work
+    except EXPECTED as error:
+        warn(event, error, **fields)
+        return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

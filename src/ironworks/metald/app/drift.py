@@ -3,9 +3,9 @@
 Each difference is kept with the VM first, where people see it. If it is still there the next time,
 it is mended: a cgroup is made anew and the VM's processes are put back into it, a network is made
 anew around the VMM. Only a tap cannot be replaced under a VMM that has it open: such a VM has
-ended, and its restart policy says what follows. vCPUs that stand still though
-nobody asked for that, or run though somebody paused them, are set right: a metald that was killed
-between a pause and its record, or a QEMU that stopped its guest as the host's disk was full.
+ended, and its restart policy says what follows. vCPUs that stand still though nobody asked for
+that, or run though somebody paused them, are set right: a metald that was killed between a pause
+and its record, or a QEMU that stopped its guest as the host's disk was full.
 """
 
 from dataclasses import dataclass, replace

@@ -9,7 +9,7 @@ import contextlib
 from dataclasses import replace
 
 from ironworks.metald import decide, store
-from ironworks.metald.app.context import Context, log
+from ironworks.metald.app.context import Context, warn
 from ironworks.metald.decide import Health
 from ironworks.metald.steps import Step
 from ironworks.metald.types import Readiness, Vm, VmState
@@ -124,7 +124,7 @@ async def _written(context: Context, vm_id: str, readiness: Readiness, health: H
     except Aborted:
         return False
     except IronError as error:
-        log.warning("readiness_not_written", vm_id=vm_id, error=str(error), **error.context)
+        warn("readiness_not_written", error, vm_id=vm_id)
         return False
 
 

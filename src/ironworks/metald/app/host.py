@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from sqlalchemy import Connection
 
 from ironworks.metald import admission, capacity_store, decide, store
-from ironworks.metald.app.context import Context, Once, log
+from ironworks.metald.app.context import Context, Once, log, warn
 from ironworks.metald.app.stop import Shutdown, shutdown_vm
 from ironworks.metald.types import (
     MAX_REASON_CHARS,
@@ -109,7 +109,7 @@ async def _end(context: Context, vm: Vm, wanted: Shutdown) -> bool:
         await shutdown_vm(context, vm, wanted)
     except IronError as error:
         context.drain_problems[vm.vm_id] = str(error)
-        log.warning("drain_failed", vm_id=vm.vm_id, error=str(error), **error.context)
+        warn("drain_failed", error, vm_id=vm.vm_id)
         return False
     context.drain_problems.pop(vm.vm_id, None)
     return True

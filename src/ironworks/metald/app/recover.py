@@ -11,13 +11,13 @@ from ironworks.metald import decide, store
 from ironworks.metald.app import health
 from ironworks.metald.app.boot import attach_metering, boot_on
 from ironworks.metald.app.cleanup import clean_up, end_vmm, fail
-from ironworks.metald.app.context import Context, log
+from ironworks.metald.app.context import Context, log, tried
 from ironworks.metald.app.drift import keep
 from ironworks.metald.app.watch import settle_stopped, start_watch, vmm_ended
 from ironworks.metald.drivers.driver import DriverError, ExitKind, ExitReport, Handle
 from ironworks.metald.drivers.processes import boot_id
 from ironworks.metald.types import Vm, VmState
-from ironworks.model.errors import Aborted, IronError
+from ironworks.model.errors import Aborted
 
 _HALF_MADE = frozenset({VmState.REQUESTED, VmState.CREATING})
 _METERED = frozenset({VmState.RUNNING, VmState.PAUSED})
@@ -133,9 +133,5 @@ async def recover_all(context: Context) -> None:
     unsettled = (*decide.HAS_VMM, *_HALF_MADE, VmState.DELETING)
     vms = await context.db.read(lambda connection: store.vms_in(connection, unsettled))
     for vm in vms:
-        try:
-            await converge(context, vm.vm_id)
-        except (IronError, DriverError, OSError) as error:
-            # One VM that cannot be found now must not keep metald from all the others.
-            private = error.context if isinstance(error, IronError) else {}
-            log.warning("recover_failed", vm_id=vm.vm_id, error=str(error), **private)
+        # One VM that cannot be found now must not keep metald from all the others.
+        await tried("recover_failed", converge(context, vm.vm_id), vm_id=vm.vm_id)

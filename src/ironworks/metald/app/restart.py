@@ -12,7 +12,7 @@ from ironworks.metald import decide, store
 from ironworks.metald.app import health
 from ironworks.metald.app.boot import NotBootedError, default_timeout, run_guest
 from ironworks.metald.app.cleanup import fail, power_off, reason_of
-from ironworks.metald.app.context import Context, Once, log
+from ironworks.metald.app.context import Context, Once, warn
 from ironworks.metald.app.network import mend_network
 from ironworks.metald.app.operations import Operation
 from ironworks.metald.app.parts import group_limits, prepare_assets, slot_of, vmm_spec
@@ -97,7 +97,7 @@ async def _restart_by_itself(context: Context, vm_id: str, operation: Operation)
             await _restart(context, vm, operation)
     except IronError as error:
         # Nobody waits for an answer; the VM's state and reason carry it.
-        log.warning("restart_failed", vm_id=vm_id, error=str(error), **error.context)
+        warn("restart_failed", error, vm_id=vm_id)
 
 
 async def _restart(context: Context, vm: Vm, operation: Operation) -> Vm:

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 from ironworks.metald import decide, store
 from ironworks.metald.app.cleanup import clean_up, fail, power_off
-from ironworks.metald.app.context import Context, log
-from ironworks.metald.drivers.driver import DriverError, ExitReport, Handle
+from ironworks.metald.app.context import EXPECTED, Context, log, warn
+from ironworks.metald.drivers.driver import ExitReport, Handle
 from ironworks.metald.types import Vm, VmState
-from ironworks.model.errors import Aborted, IronError
+from ironworks.model.errors import Aborted
 
 RETRY_SECONDS = 1.0
 
@@ -25,9 +25,9 @@ async def _watch(context: Context, vm_id: str, handle: Handle) -> None:
         try:
             if await _tell(context, vm_id, handle, report):
                 return
-        except (IronError, DriverError, OSError) as error:
+        except EXPECTED as error:
             # A full disk, say: nobody else would ever notice that this VM has ended.
-            log.warning("vmm_end_not_told", vm_id=vm_id, error=repr(error))
+            warn("vmm_end_not_told", error, vm_id=vm_id)
             await context.clock.sleep(RETRY_SECONDS)
 
 
@@ -72,9 +72,9 @@ async def follow_plan(context: Context, vm: Vm, plan: decide.Restart, report: Ex
     waiting = await context.commit(vm, plan.vm, plan.line)
     try:
         await power_off(context, waiting)
-    except (DriverError, IronError, OSError) as error:
+    except EXPECTED as error:
         # The restart itself ends what still runs, cgroup and all.
-        log.warning("power_off_failed", vm_id=vm.vm_id, error=repr(error))
+        warn("power_off_failed", error, vm_id=vm.vm_id)
     return waiting
 
 
