@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from ironworks.aggregatord import decide, decode, metering, quarantine_store, store, validate
 from ironworks.aggregatord.judging import Candidate, Judge, Judgement
 from ironworks.aggregatord.quarantine_store import Decision, RefusedWindow
-from ironworks.aggregatord.store import AcceptedWindow, LedgerBatch
+from ironworks.aggregatord.store import AcceptedWindow, LedgerBatch, Owner
 from ironworks.aggregatord.tenants import Tenants
 from ironworks.aggregatord.types import AggregatordSettings, Finding, Summary, Window
 from ironworks.aggregatord.vms import Claim, Vms
@@ -165,7 +165,10 @@ class Ingest:
             if told.get(one.key.vm_id, one.tenant_id) != one.tenant_id
         }
         claims = {index: Claim(one.key.vm_id, one.tenant_id) for index, one in windows.items()}
-        invented = await self._invented(host_id, set(claims.values()))
+        said = set(claims.values())
+        if not self._tenants.unsure({one.tenant_id for one in said}) and self._vms is None:
+            return found
+        invented = await self._invented(host_id, said, await self._owners(said))
         found |= {
             index: _stranger(invented[claim])
             for index, claim in claims.items()
@@ -175,23 +178,22 @@ class Ingest:
 
     async def strangers(self, host_id: str, claims: Collection[Claim]) -> set[Claim]:
         """VMs of other tenants or hosts than the ledger has, and invented ones."""
-        owners = await self._database.read(
-            lambda c: store.owners_of(c, sorted({one.vm_id for one in claims}))
-        )
+        owners = await self._owners(claims)
         others = {
             one
             for one in claims
             if owners.get(one.vm_id, (one.tenant_id, host_id)) != (one.tenant_id, host_id)
         }
-        return others | set(await self._invented(host_id, claims))
+        return others | set(await self._invented(host_id, claims, owners))
 
-    async def _invented(self, host_id: str, claims: Collection[Claim]) -> dict[Claim, str]:
-        """VMs that are new here and that tenants or hosts do not know, with what is wrong."""
-        unsure = self._tenants.unsure({one.tenant_id for one in claims})
-        if not unsure and self._vms is None:
-            return {}
+    async def _owners(self, claims: Collection[Claim]) -> dict[str, Owner]:
         vm_ids = sorted({one.vm_id for one in claims})
-        owners = await self._database.read(lambda c: store.owners_of(c, vm_ids))
+        return await self._database.read(lambda c: store.owners_of(c, vm_ids))
+
+    async def _invented(
+        self, host_id: str, claims: Collection[Claim], owners: Mapping[str, Owner]
+    ) -> dict[Claim, str]:
+        """VMs without an owner here that tenants or hosts do not know, with what is wrong."""
         new = [one for one in claims if one.vm_id not in owners]
         nobody = await self._tenants.unknown({one.tenant_id for one in new})
         asked = [one for one in new if one.tenant_id not in nobody]

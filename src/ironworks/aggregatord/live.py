@@ -115,13 +115,6 @@ class Live:
         """How many look."""
         return sum(len(some) for some in self._subscribers.values())
 
-    def knows(self, tenant_id: str, vm_id: str) -> bool:
-        """Whether a host has reported this VM of the tenant."""
-        return any(
-            key.vm_id == vm_id and one.sample.tenant_id == tenant_id
-            for key, one in self._vms.items()
-        )
-
     def new(self, samples: Sequence[LiveSample]) -> list[LiveSample]:
         """Those of VMs that this host has not reported, or under another tenant."""
         known = self._vms

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from cyclopts import App, Parameter
 
@@ -59,56 +60,52 @@ async def list_(
     )
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What a decision about a window says.
+
+    Attributes:
+        note: Why; it is kept for ever.
+        content: Which one, where several windows have the id: the content's SHA-256 or its
+            beginning, as `list` shows it.
+    """
+
+    note: str
+    content: str = ""
+
+
 @app.command
-async def release(
-    window: str,
-    /,
-    *,
-    note: str,
-    content: Annotated[str, Parameter(name="--content")] = "",
-    options: Options = DEFAULTS,
-) -> None:
+async def release(window: str, /, *, decision: Decision, options: Options = DEFAULTS) -> None:
     """Store and bill a window after all. For operators; a decision is final.
 
     Args:
         window: Its id.
-        note: Why; it is kept for ever.
-        content: Which one, where several windows have the id: the content's SHA-256 or its
-            beginning, as `list` shows it.
     """
-    await _resolve(window, batch_pb.QuarantineState.RELEASED, note, content, options)
+    await _resolve(window, batch_pb.QuarantineState.RELEASED, decision, options)
 
 
 @app.command
-async def reject(
-    window: str,
-    /,
-    *,
-    note: str,
-    content: Annotated[str, Parameter(name="--content")] = "",
-    options: Options = DEFAULTS,
-) -> None:
+async def reject(window: str, /, *, decision: Decision, options: Options = DEFAULTS) -> None:
     """Never bill a window; it is kept. For operators; a decision is final.
 
     Args:
         window: Its id.
-        note: Why; it is kept for ever.
-        content: Which one, where several windows have the id: the content's SHA-256 or its
-            beginning, as `list` shows it.
     """
-    await _resolve(window, batch_pb.QuarantineState.REJECTED, note, content, options)
+    await _resolve(window, batch_pb.QuarantineState.REJECTED, decision, options)
 
 
 async def _resolve(
-    window: str, state: batch_pb.QuarantineState, note: str, content: str, options: Options
+    window: str, state: batch_pb.QuarantineState, decision: Decision, options: Options
 ) -> None:
+    content = decision.content.lower()
     async with options.client() as client:
         digest = b""
         if content:
             held = {
                 one.content_sha256
                 for one in await client.usage.quarantined()
-                if one.window_id == window and one.content_sha256.hex().startswith(content.lower())
+                if one.window_id == window and one.content_sha256.hex().startswith(content)
             }
             if len(held) != 1:
                 raise InvalidRequest(
@@ -116,7 +113,7 @@ async def _resolve(
                     hint="`iron quarantine list --state all` shows them.",
                 )
             digest = held.pop()
-        done = await client.usage.resolve(window, state, note=note, content_sha256=digest)
+        done = await client.usage.resolve(window, state, note=decision.note, content_sha256=digest)
     options.output().fields(
         done,
         {

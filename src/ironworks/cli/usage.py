@@ -174,6 +174,8 @@ async def _exist(client: AsyncIronworks, whose: _Whose) -> None:
             await client.vms.get(vm_id)
         if whose["deployment_id"]:
             await client.deployments.get(whose["deployment_id"])
+        if whose["tenant_id"]:
+            await client.tenants.get(whose["tenant_id"])
 
 
 async def _completeness(client: AsyncIronworks, asked: _Asked, options: Options) -> None:

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 
 from ironworks.aggregatord import api
-from ironworks.aggregatord.types import DAY_NS, UNITS
+from ironworks.aggregatord.live import LiveSample
+from ironworks.aggregatord.types import DAY_NS, UNITS, VmEpoch
 from ironworks.gen.ironworks.aggregatord.v1 import batch_pb, invoice_pb
 from ironworks.gen.ironworks.aggregatord.v1 import usage_pb as pb
 from ironworks.gen.ironworks.billaged.v1.samples_pb import GapReason
@@ -221,8 +223,19 @@ async def test_a_vm_that_is_another_tenant_s_is_not_shown_live(made: Aggregator)
         await made.batches.report_live(
             batch_pb.ReportLiveRequest(host_id="hst_test", vms=reports), CTX
         )
-    assert made.live.knows("tnt_a", "vm_2")
-    assert not made.live.knows("tnt_a", "vm_1")
+    sample = LiveSample(
+        host_id="hst_test",
+        tenant_id="tnt_a",
+        deployment_id="",
+        key=VmEpoch("vm_1", 0),
+        vcpus=1,
+        memory_limit_bytes=0,
+        disk_limit_bytes=0,
+        at_ns=0,
+        readings={},
+    )
+    other = replace(sample, key=VmEpoch("vm_2", 0))
+    assert made.live.new([sample, other]) == [sample], "vm_2 is shown, and vm_1 is not"
 
 
 @pytest.mark.parametrize("kind", [pb.ExportFormat.CSV, pb.ExportFormat.PARQUET])

@@ -118,4 +118,6 @@ async def test_of_what_there_is_not_nothing_is_shown_as_it_comes(iron: Iron) -> 
     done = await iron("usage", "--live", "--vm", "vm_nobody", status=66)
     assert "vm_nobody" in done.err
     await iron("usage", "--deployment", "nothing", status=66)
+    iron.as_operator()
+    await iron("usage", "--live", "--tenant", "tnt_01k5x0s8g9q2v7c4m3n6b1d0fa", status=66)
     assert "StreamUsage" not in iron.api.asked
